@@ -58,14 +58,15 @@ RUNS = [KnownRun(*row) for row in [   # oldest first, one hour apart from 2026-1
 
 
 def curve(run: KnownRun) -> list[tuple]:
-    """Write a known run's points as (epoch, metric_name, value): straight lines to its last value."""
+    """Write a known run's points as (epoch, metric_name, value): lines to its last value."""
     points = []
     for epoch in range(1, run.n_epochs + 1):
         left = run.n_epochs - epoch
         val_loss = round(run.val_loss + 0.1 * left, 3)
         if run.name == "diverged":
             val_loss = {1: 0.9, 2: 1.5}.get(epoch, float("nan"))
-        points += [(epoch, "train_loss", round(0.1 + 0.05 * left, 3)), (epoch, "val_loss", val_loss),
+        points += [(epoch, "train_loss", round(0.1 + 0.05 * left, 3)),
+                   (epoch, "val_loss", val_loss),
                    (epoch, "accuracy", round(run.accuracy - 0.02 * left, 3))]
     return points
 
@@ -77,7 +78,8 @@ def started(index: int, seconds: int = 0) -> str:
 
 def insert_run(conn, **columns) -> None:
     """Add a row to `runs` by plain SQL, without refreshing anything."""
-    conn.execute(f"INSERT INTO runs ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+    marks = ", ".join("?" * len(columns))
+    conn.execute(f"INSERT INTO runs ({', '.join(columns)}) VALUES ({marks})",
                  list(columns.values()))
 
 
@@ -88,9 +90,11 @@ def insert_points(conn, run_id: str, points) -> None:
 
 
 def _insert_known(conn, index: int, run: KnownRun) -> None:
-    finals = {"accuracy": run.accuracy, "val_loss": "NaN" if run.val_loss != run.val_loss else run.val_loss}
+    is_nan = run.val_loss != run.val_loss
+    finals = {"accuracy": run.accuracy, "val_loss": "NaN" if is_nan else run.val_loss}
     if run.name == "lr_01":
         finals["f1"] = 0.94                       # returned, never logged, by this run only
+    scikit_learn = "1.6.0" if run.model == "perceptron" else "1.5.2"
     params = {"model_name": run.model, "learning_rate": run.learning_rate, "n_epochs": 5,
               "optimizer": {"name": "sgd", "momentum": 0.9 if run.model == "perceptron" else 0.0}}
     insert_run(
@@ -99,7 +103,7 @@ def _insert_known(conn, index: int, run: KnownRun) -> None:
         command=f"python train.py --model {run.model} --learning_rate {run.learning_rate}",
         git_hash="0123456789abcdef0123456789abcdef01234567",
         git_diff="+lr = 0.1\n" if run.name == "lr_01" else "", python_version="3.11.9",
-        pip_freeze="numpy==2.1.0\nscikit-learn==" + ("1.6.0" if run.model == "perceptron" else "1.5.2"),
+        pip_freeze=f"numpy==2.1.0\nscikit-learn=={scikit_learn}",
         device_info='{"cpu":"test","n_cpus":2,"gpus":[]}', params_json=json.dumps(params),
         final_metrics_json=json.dumps(finals) if run.status == "finished" else "{}",
         artifacts_json="[]", note=run.note, status=run.status, duration_s=run.duration_s,
@@ -142,7 +146,7 @@ def conn(db_path):
 
 @pytest.fixture
 def lab(conn, db_path):
-    """A store with RUNS in it. lab.conn, lab.db_path, lab.runs (by name), lab.ids (name to run_id)."""
+    """A store with RUNS in it: lab.conn, .db_path, .runs by name, .ids (name to run_id), .names."""
     import lab_logger
     with lab_logger.transaction(conn):
         for index, run in enumerate(RUNS):
