@@ -61,7 +61,9 @@ def train_model(test_size: float = 0.25, random_state: int = 0, n_epochs: int = 
     train_x, val_x = scaler.transform(train_x), scaler.transform(val_x)
     model = SGDClassifier(
         loss=MODELS[model_name], learning_rate="constant", eta0=learning_rate,
-        penalty=None if model_name == "perceptron" else "l2",      # Rosenblatt's has no penalty
+        # Rosenblatt's perceptron has no penalty; started at zero, its learning rate then scales the
+        # weights and changes no prediction.
+        penalty=None if model_name == "perceptron" else "l2",
         random_state=np.random.RandomState(random_state))  # an int would repeat one row order
     rows = []
     for epoch in range(1, n_epochs + 1):
