@@ -136,7 +136,8 @@ def check_arguments(test_size: float, random_state: int, n_epochs: int, learning
             ("dataset", dataset_id, dataset_id in DATASETS, f"one of {', '.join(DATASETS)}"),
             ("n_epochs", n_epochs, n_epochs >= 1, "a whole number from 1"),
             ("learning_rate", learning_rate, 0 < learning_rate < math.inf, "a number above 0"),
-            ("random_state", random_state, 0 <= random_state < 1 << 32, "a whole number from 0"),
+            ("random_state", random_state, 0 <= random_state < 1 << 32,
+             "a whole number from 0 to 4294967295"),
             ("test_size", test_size, 0.1 <= test_size <= 0.9, "a fraction from 0.1 to 0.9")):
         if not is_good:
             raise ValueError(f"{name} is {value!r}; give {accepted}")
@@ -156,8 +157,8 @@ def recorded_run_id() -> str | None:
 
 def main(argv: list[str] | None = None) -> int:
     """Train as the command line says; return 0, 2 for bad arguments, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     description=__doc__, usage=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser("run.py", description=__doc__, usage=argparse.SUPPRESS,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, parameter in signature(train_model).parameters.items():
         names = ["--dataset", "--dataset_id"] if name == "dataset_id" else [f"--{name}"]
         parser.add_argument(*names, dest=name, type=type(parameter.default),

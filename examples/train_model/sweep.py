@@ -89,8 +89,8 @@ def end_workers() -> None:
 
 def parse(argv: list[str] | None) -> tuple[list[dict], int]:
     """Turn the command line into the jobs, a dict of `train_model`'s arguments each, and n_jobs."""
-    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     description=__doc__, usage=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser("sweep.py", description=__doc__, usage=argparse.SUPPRESS,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="iris", help=", ".join(DATASETS))
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="default: %(default)s")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="default: %(default)s")
