@@ -44,10 +44,12 @@ DRAIN_EVERY_S = 0.5          # how far the store may be behind a live run's jour
 HEARTBEAT_EVERY_S = 10.0     # a running run says this often that it is alive
 FINISH_WAIT_S = 2.0          # a call that returns waits this long for a busy store
 EXIT_WAIT_S = 15.0           # and the end of the process this long, for all its runs together
+CAPTURE_WAIT_S = 20.0        # git, nvidia-smi and the package list together may take this long
 CHUNK_BYTES = 1 << 19        # of a journal, taken in by one transaction
 MAX_TEXT = 1_000             # characters of the repr of an object that JSON cannot hold
 MAX_DIFF_BYTES = 1 << 20     # of git_diff
 MAX_UNTRACKED_BYTES = 1 << 17  # of one untracked file in git_diff
+MAX_BACKLOG = 100_000        # lines held in memory while no journal can be written (a full disk)
 
 
 class StoreError(Exception):
@@ -56,36 +58,19 @@ class StoreError(Exception):
 
 # --- Configuration ------------------------------------------------------------
 
-def read_dotenv(start: str | None = None) -> tuple[str | None, dict[str, str]]:
-    """Read the nearest `.env` from `start` (the working directory) upward.
-
-    Returns its path, None if there is none, and its KEY=VALUE lines; comments, `export` and
-    matching quotes are taken off.
-    """
-    with contextlib.suppress(OSError):
-        folder = os.path.abspath(start or os.getcwd())
-        while True:
+def read_dotenv() -> tuple[str | None, dict[str, str]]:
+    """Read the nearest `.env` from the working directory upward: its path, None without one, and its pairs."""
+    line_of = r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(?:'([^']*)'|\"([^\"]*)\"|(.*?))\s*(?:(?<=\s)#.*)?$"
+    with contextlib.suppress(OSError):            # a working directory that is gone, an unreadable file
+        folder, child = os.getcwd(), ""
+        while folder != child:
             path = os.path.join(folder, ".env")
             if os.path.isfile(path):
                 with open(path, encoding="utf-8", errors="replace") as lines:
-                    return path, dict(_dotenv_pairs(lines))
-            if os.path.dirname(folder) == folder:
-                break
-            folder = os.path.dirname(folder)
+                    matches = [re.match(line_of, line.rstrip("\n")) for line in lines]
+                return path, {m[1]: m[2] or m[3] or m[4] or "" for m in matches if m}
+            folder, child = os.path.dirname(folder), folder
     return None, {}
-
-
-def _dotenv_pairs(lines):
-    for line in lines:
-        key, equals, value = line.strip().removeprefix("export ").partition("=")
-        if not equals or key.lstrip().startswith("#"):
-            continue
-        value = value.strip()
-        if value[:1] in ("'", '"') and value[:1] in value[1:]:
-            value = value[1:value.index(value[0], 1)]
-        else:
-            value = re.split(r"\s#", value, maxsplit=1)[0].strip()
-        yield key.strip(), value
 
 
 def setting(key: str, default: str = "") -> tuple[str, str]:
@@ -96,9 +81,7 @@ def setting(key: str, default: str = "") -> tuple[str, str]:
     if os.environ.get(key):
         return os.environ[key], "the environment"
     path, values = read_dotenv()
-    if values.get(key):
-        return values[key], str(path)
-    return default, "the default"
+    return (values[key], str(path)) if values.get(key) else (default, "the default")
 
 
 def default_db_path() -> str:
@@ -110,8 +93,7 @@ def default_db_path() -> str:
 
 # --- Store --------------------------------------------------------------------
 # The tables `runs` and `run_metrics` are public: any tool may read, add and change rows under the
-# spec's columns. Triggers note what changed in `stale`; refresh() then brings the three side tables
-# up to date, the same way for our own writes and everybody else's.
+# spec's columns. What ailab.py adds for reading is kept fresh by triggers of its own.
 
 RUN_COLUMNS = {                       # in order; what grows large comes last, so that lists skip it
     "run_id": "TEXT PRIMARY KEY",     # UUID
@@ -153,66 +135,6 @@ METRIC_COLUMNS = {
     "step": "INTEGER",
     "timestamp": "TEXT",              # NULL in rows that came by plain SQL
 }
-_AT = [f"{which}_{field}" for which in ("first", "last", "min", "max")
-       for field in ("value", "epoch", "step")]
-_INDEX_SCHEMA = f"""
-CREATE TABLE metric_summary (        -- one row per run and metric
-    run_id TEXT NOT NULL,
-    metric_name TEXT NOT NULL,
-    value REAL,                      -- final metric: returned, else the last logged; NULL is NaN
-    is_returned INTEGER NOT NULL DEFAULT 0,
-    n_points INTEGER NOT NULL DEFAULT 0,
-    {" , ".join(f"{column} {'REAL' if column.endswith('value') else 'INTEGER'}" for column in _AT)},
-    PRIMARY KEY (run_id, metric_name)  -- min and max are over finite values
-) WITHOUT ROWID;
-CREATE INDEX metric_summary_value ON metric_summary (metric_name, value, run_id);
-CREATE TABLE run_params (            -- one row per run and param, nested names joined by dots
-    run_id TEXT NOT NULL,
-    param_name TEXT NOT NULL,
-    value,                           -- number, text, JSON text of a list; NULL is null
-    PRIMARY KEY (run_id, param_name)
-) WITHOUT ROWID;
-CREATE INDEX run_params_value ON run_params (param_name, value, run_id);
-CREATE TABLE run_text (              -- what full-text search reads
-    key INTEGER PRIMARY KEY,         -- our own key, since VACUUM may renumber rowids
-    run_id TEXT NOT NULL UNIQUE,
-    text TEXT NOT NULL
-);
-CREATE VIRTUAL TABLE run_search USING fts5(text, content='run_text', content_rowid='key');
-CREATE TRIGGER run_text_insert AFTER INSERT ON run_text BEGIN
-    INSERT INTO run_search (rowid, text) VALUES (NEW.key, NEW.text); END;
-CREATE TRIGGER run_text_delete AFTER DELETE ON run_text BEGIN
-    INSERT INTO run_search (run_search, rowid, text) VALUES ('delete', OLD.key, OLD.text); END;
-CREATE TABLE stale (                 -- what refresh() has to bring up to date
-    run_id TEXT NOT NULL,
-    metric_name TEXT NOT NULL,       -- '' is the row in runs
-    PRIMARY KEY (run_id, metric_name)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS run_metrics_curve ON run_metrics (run_id, metric_name);
-CREATE INDEX runs_timestamp ON runs (timestamp, run_id);
-CREATE INDEX runs_duration ON runs (duration_s, run_id);
-CREATE INDEX runs_command ON runs (command, timestamp);
-CREATE INDEX runs_note ON runs (note, timestamp) WHERE note IS NOT NULL;
-CREATE INDEX runs_parent ON runs (parent_run_id) WHERE parent_run_id IS NOT NULL;
-""" + "".join(f"CREATE INDEX runs_{column} ON runs ({column}, timestamp);\n" for column in (
-    "experiment_name", "model_name", "task_name", "dataset_id", "status"))
-_MARK = "INSERT OR IGNORE INTO stale SELECT {0}.run_id, {1} WHERE {0}.run_id IS NOT NULL;"
-_RUN_MARK, _OLD_RUN_MARK = _MARK.format("NEW", "''"), _MARK.format("OLD", "''")
-_NEW_POINT, _OLD_POINT = (_MARK.format(row, f"ifnull({row}.metric_name, '')") for row in ("NEW", "OLD"))
-_INDEXED = ("run_id, experiment_name, model_name, task_name, dataset_id, note, "
-            "params_json, final_metrics_json")
-_TRIGGERS = f"""
-CREATE TRIGGER runs_insert AFTER INSERT ON runs BEGIN {_RUN_MARK} END;
-CREATE TRIGGER runs_update AFTER UPDATE OF {_INDEXED} ON runs BEGIN {_OLD_RUN_MARK} {_RUN_MARK} END;
-CREATE TRIGGER runs_delete AFTER DELETE ON runs BEGIN {_OLD_RUN_MARK} END;
-CREATE TRIGGER run_metrics_insert AFTER INSERT ON run_metrics
-    WHEN NEW.timestamp IS NULL BEGIN {_NEW_POINT} END;  -- our own points come with a time, summarised
-CREATE TRIGGER run_metrics_update AFTER UPDATE ON run_metrics BEGIN {_OLD_POINT} {_NEW_POINT} END;
-CREATE TRIGGER run_metrics_delete AFTER DELETE ON run_metrics BEGIN {_OLD_POINT} END;
-INSERT INTO stale SELECT run_id, '' FROM runs WHERE run_id IS NOT NULL;
-INSERT OR IGNORE INTO stale SELECT DISTINCT run_id, metric_name FROM run_metrics
-    WHERE run_id IS NOT NULL AND metric_name IS NOT NULL;
-"""
 
 
 def _create(conn) -> None:
@@ -223,22 +145,9 @@ def _create(conn) -> None:
             body += ", FOREIGN KEY(run_id) REFERENCES runs(run_id)"
         conn.execute(f"CREATE TABLE IF NOT EXISTS {table} ({body})")
         present = {row[1] for row in conn.execute(f"PRAGMA table_info({table})")}
-        for name, kind in columns.items():
-            if name not in present:
-                conn.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
-    for statement in _statements(_INDEX_SCHEMA + _TRIGGERS):
-        conn.execute(statement)
-
-
-def _statements(script: str):
-    """Yield a script's statements: executescript() would commit the transaction it runs in."""
-    import sqlite3
-    pending = ""
-    for line in script.splitlines(keepends=True):
-        pending += line
-        if sqlite3.complete_statement(pending):
-            yield pending
-            pending = ""
+        for name in [name for name in columns if name not in present]:
+            conn.execute(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
+    conn.execute("CREATE INDEX IF NOT EXISTS run_metrics_curve ON run_metrics (run_id, metric_name)")
 
 
 MIGRATIONS = (_create,)               # append only: entry N brings version N to version N + 1
@@ -261,18 +170,23 @@ def connect(path: str, mode: str = "rw", timeout_s: float = 30.0):
                 raise StoreError(f"there is no lab at {path!r}: log a first run, or name another "
                                  "file with --db or DB_PATH")
             conn = _open(path, "ro", timeout_s)
-            if _version(conn, path) == SCHEMA_VERSION:
-                return conn
-            conn.close()
-            connect(path, "rw", timeout_s).close()
-            return _open(path, "ro", timeout_s)
+            if _version(conn, path) < SCHEMA_VERSION:
+                conn.close()
+                connect(path, "rw", timeout_s).close()
+                conn = _open(path, "ro", timeout_s)
+            return conn
         os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         conn = _open(path, "rw", timeout_s)
         if _version(conn, path) < SCHEMA_VERSION:
-            _use_wal(conn, path)
-            migrate(conn, path)
+            if not network_filesystem(path):      # WAL needs memory shared by all who open the file
+                with contextlib.suppress(sqlite3.OperationalError):   # somebody else switches just now
+                    conn.execute("PRAGMA journal_mode = WAL")
+            with transaction(conn):               # several processes may race for it
+                for step in MIGRATIONS[_version(conn, path):]:
+                    step(conn)
+                conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         return conn
     except (sqlite3.Error, OSError) as error:
         raise StoreError(f"the lab at {path!r} cannot be used ({error})") from error
@@ -297,15 +211,6 @@ def _version(conn, path) -> int:
     return version
 
 
-def _use_wal(conn, path) -> None:
-    """Switch to WAL unless the file is on a network, where its shared memory does not work."""
-    import sqlite3
-    if network_filesystem(path):
-        return
-    with contextlib.suppress(sqlite3.OperationalError):  # another process is switching right now
-        conn.execute("PRAGMA journal_mode = WAL")
-
-
 def network_filesystem(path: str) -> str | None:
     """Name the network or FUSE file system that holds `path`; None for a local one or unknown."""
     kinds = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre",
@@ -322,16 +227,6 @@ def network_filesystem(path: str) -> str | None:
     return found if found and (found in kinds or found.startswith("fuse.")) else None
 
 
-def migrate(conn, path: str) -> None:
-    """Bring the file to SCHEMA_VERSION in one transaction; several processes may race for it."""
-    with transaction(conn):
-        version = _version(conn, path)
-        for step in MIGRATIONS[version:]:
-            step(conn)
-        conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        refresh(conn)
-
-
 @contextlib.contextmanager
 def transaction(conn):
     """Hold the store's write lock for a block: commit at its end, roll back when it raises."""
@@ -344,120 +239,1120 @@ def transaction(conn):
     conn.execute("COMMIT")
 
 
-def refresh(conn) -> None:
-    """Bring summaries, params and search text up to date with all that `stale` names.
+# --- Capture ------------------------------------------------------------------
+# One function per fact; a fact that cannot be had is None or left out.
 
-    Inside a transaction of the caller. Rows logged by this module cost it nothing: their summary
-    is written with them.
+def utc(seconds: float) -> str:
+    """Write seconds since 1970 as UTC ISO 8601 with microseconds, always 27 characters."""
+    whole = math.floor(seconds)
+    return f"{_utc_second(whole)}.{int((seconds - whole) * 1e6):06d}Z"
+
+
+@functools.lru_cache(maxsize=16)      # points come many to the second
+def _utc_second(whole: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
+
+
+def git_info(deadline: float) -> dict[str, str | None]:
+    """Read the code state of the working directory: git_hash, and git_diff against it; {} outside git."""
+    def git(*args: str, at: str = ".") -> bytes:
+        return _output(["git", "-C", at, *args], deadline)
+    root = os.fsdecode(git("rev-parse", "--show-toplevel").rstrip(b"\n"))
+    if not root:
+        return {}
+    head = git("rev-parse", "--verify", "-q", "HEAD").decode().strip()
+    diff = git("diff", "--no-ext-diff", "--no-textconv", "--no-color", *([head] if head else []),
+               "--", ".", ":(exclude,glob)**/.env*", at=root)
+    for name in git("ls-files", "--others", "--exclude-standard", "-z", at=root).split(b"\0"):
+        if name and len(diff) <= MAX_DIFF_BYTES:
+            diff += _untracked_diff(root, name)
+    text = diff[:MAX_DIFF_BYTES].decode("utf-8", "replace")
+    if len(diff) > MAX_DIFF_BYTES:
+        text += f"\n[cut by lab_logger after {MAX_DIFF_BYTES} bytes]\n"
+    return {"git_hash": head or None, "git_diff": text}
+
+
+def _untracked_diff(root: str, name: bytes) -> bytes:
+    """Write an untracked text file as a diff that adds it; nothing for `.env`s, binary and large files."""
+    path, body = os.path.join(os.fsencode(root), name), b"\0"
+    with contextlib.suppress(OSError):
+        if os.path.isfile(path) and not os.path.basename(name).startswith(b".env"):
+            with open(path, "rb") as file:
+                body = file.read(MAX_UNTRACKED_BYTES + 1)
+    if b"\0" in body or len(body) > MAX_UNTRACKED_BYTES:
+        return b""
+    lines = body.splitlines(keepends=True)
+    head = b"diff --git a/%b b/%b\nnew file mode 100644\n--- /dev/null\n+++ b/%b\n@@ -0,0 +1,%d @@\n"
+    tail = b"" if body.endswith(b"\n") or not body else b"\n\\ No newline at end of file\n"
+    return head % (name, name, name, len(lines)) + b"".join(b"+" + line for line in lines) + tail
+
+
+def _output(command: list[str], deadline: float) -> bytes:
+    """Run a program and return what it prints; nothing when it is absent, fails or takes too long."""
+    import subprocess
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            timeout=max(0.0, deadline - time.monotonic()), check=True,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}).stdout
+    return b""
+
+
+def packages(deadline: float) -> dict[str, str]:
+    """List the installed packages under pip_freeze: `name==version` lines, by name, as pip would."""
+    from importlib.metadata import distributions
+    found: dict[str, str] = {}
+    for distribution in distributions():
+        with contextlib.suppress(Exception):      # a broken dist-info must not hide the others
+            found.setdefault(distribution.metadata["Name"] or "", distribution.version)
+    return {"pip_freeze": "\n".join(f"{name}=={found[name]}" for name in sorted(found, key=str.lower) if name)}
+
+
+def device_info(deadline: float) -> dict[str, str]:
+    """Describe the machine under device_info: platform, machine, cpu, n_cpus, memory_bytes, gpus."""
+    import platform
+    cpu, memory = platform.processor(), None
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as info:
+        cpu = next((line.split(":", 1)[1].strip() for line in info if line.startswith("model name")), cpu)
+    rows = [line.split(", ") for line in _output(
+        ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"],
+        min(deadline, time.monotonic() + 5)).decode("utf-8", "replace").splitlines()]
+    gpus = [{"name": row[0], "memory_mib": float(row[1]) if row[1].isdigit() else None,
+             "driver": row[2]} for row in rows if len(row) == 3]
+    return {"device_info": _dumps({
+        "platform": platform.platform(), "machine": platform.machine(), "cpu": cpu, "gpus": gpus,
+        "n_cpus": os.cpu_count(), "memory_bytes": memory,
+        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES")})}
+
+
+@functools.lru_cache(maxsize=1)
+def _facts() -> dict:
+    """Capture what is slow to ask, once per process: git, device and packages."""
+    deadline, found = time.monotonic() + CAPTURE_WAIT_S, {}
+    for capture in (git_info, device_info, packages):
+        try:
+            found.update(capture(deadline))
+        except Exception as error:  # noqa: BLE001  a fact is never worth a run
+            _warn(capture, f"{capture.__name__} could not be captured ({error!r}); the run goes on")
+    return found
+
+
+def launch_command() -> str:
+    """The command line that started this process, quoted for a shell, secrets replaced by ***."""
+    import shlex
+    argv, full = list(sys.argv), list(getattr(sys, "orig_argv", []))
+    if full[len(full) - len(argv) + 1:] != argv[1:]:   # a worker: its parent's argv is what was typed
+        full = [sys.executable, *argv]
+    words, hide = [], False
+    for word in full:
+        name, equals, _ = word.partition("=")
+        if hide and not word.startswith("--"):
+            word = "***"
+        elif equals and is_secret(name.lstrip("-")):
+            word = f"{name}=***"
+        hide = word.startswith("-") and not equals and is_secret(word.lstrip("-"))
+        words.append(shlex.quote(_hide_in_url(_text(word))))
+    return " ".join(words).replace("'***'", "***")
+
+
+def is_secret(name: str) -> bool:
+    """Tell whether a param's name says that its value is a secret: `api_key`, never `max_tokens`."""
+    words = re.sub(r"[^a-z]+", "_", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()).strip("_")
+    if re.fullmatch(r"(pad|eos|bos|unk|mask|sep|cls|start|end)_token", words):
+        return False                              # a tokenizer's special tokens are no secrets
+    return re.search(r"(^|_)(password|passwd|passphrase|secret|credentials?|api_?key|access_key|"
+                     r"private_key|token)$|(^|_)secret_", words) is not None
+
+
+def _hide_in_url(text: str) -> str:
+    return re.sub(r"(://[^/\s:@]*:)[^/\s@]+@", r"\1***@", text) if "://" in text else text
+
+
+def process_key(pid: int | str = "self") -> str | None:
+    """Identify a process beyond its pid, as boot id/pid namespace/start time; None without /proc."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read().strip()
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state, *fields = file.read().rpartition(b")")[2].split()
+        if state in (b"Z", b"X"):                 # dead, and its parent has not asked yet
+            return None
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}/{fields[18].decode()}"
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _uuid() -> str:
+    """Make a random UUID (RFC 9562, version 4) from the system: equal seeds, other ids."""
+    word = f"{int.from_bytes(os.urandom(16), 'big') & ~(0xF << 76) & ~(3 << 62) | 4 << 76 | 2 << 62:032x}"
+    return f"{word[:8]}-{word[8:12]}-{word[12:16]}-{word[16:20]}-{word[20:]}"
+
+
+def host_name() -> str:
+    return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+
+
+def jsonable(value, name: str = "", parents: tuple = ()):
+    """Turn any object into what strict JSON holds, without ever raising.
+
+    Non-finite numbers become "NaN", "Infinity", "-Infinity"; a value whose name says that it is a
+    secret "***"; numpy-like scalars, dataclasses, namespaces and paths their plain value; anything
+    else its repr, cut at MAX_TEXT characters. `parents` are the ids of the objects around it.
     """
+    try:
+        if value is None or isinstance(value, bool):
+            return value
+        if is_secret(name):
+            return "***"
+        if isinstance(value, str):
+            return _hide_in_url(_text(str(value)))
+        if isinstance(value, int):
+            return int(value) if abs(value) < 1 << 63 else repr(int(value))[:MAX_TEXT]
+        if isinstance(value, float):
+            return _number(float(value))
+        if id(value) in parents or len(parents) > 20:
+            return _repr(value)
+        tree, parents = _children(value), (*parents, id(value))
+        if isinstance(tree, (dict, list)) and len(tree) > 1_000:
+            return f"<{type(value).__name__} of {len(tree)} items: {_repr(list(tree)[:3])} ...>"
+        if isinstance(tree, dict):
+            return {_text(str(key)): jsonable(item, str(key), parents) for key, item in tree.items()}
+        if isinstance(tree, list):
+            return [jsonable(item, "", parents) for item in tree]
+        return _repr(value) if tree is value else jsonable(tree, "", parents)
+    except Exception:  # noqa: BLE001  an object's own methods may raise anything
+        return _repr(value)
+
+
+def _children(value):
+    """Give an object's plain form: a dict, a list, a simpler value, or the object itself."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+        return {field: getattr(value, field) for field in value.__dataclass_fields__}
+    if type(value).__name__ in ("Namespace", "SimpleNamespace"):
+        return dict(vars(value))
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:    # numpy, torch scalars
+        return value.item()
+    if isinstance(value, type) or hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return value
+
+
+def _repr(value) -> str:
+    try:
+        return _text(repr(value)[:MAX_TEXT])
+    except Exception:  # noqa: BLE001  see _jsonable
+        return f"<{type(value).__name__}>"
+
+
+def _text(value: str) -> str:
+    """Replace lone surrogates, which neither UTF-8 nor SQLite can hold."""
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _number(value: float):
+    if value - value == 0:                        # finite
+        return value
+    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+
+
+def _dumps(value) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+
+
+# --- Journal and drain --------------------------------------------------------
+# One file per run, `<run_id>.jsonl`, appended to by the run's process only, one JSON object a line.
+# The first line holds "v" (format version, 1), "db" and "set"; any line may hold
+#   "t"         seconds since 1970
+#   "set"       {column of runs: value}
+#   "m"         {metric name: number or "NaN", "Infinity", "-Infinity"}, with "e" (epoch), "s" (step)
+#   "artifact"  a path to append to artifacts_json
+# A line with "t" alone is a heartbeat. What follows the last newline was never acknowledged. Lines
+# and the offset behind them enter the store in one transaction, so any number of processes may
+# drain one journal any number of times, and each line counts once.
+
+_JOURNAL_COLUMNS = frozenset(RUN_COLUMNS) - {"run_id", "journal_offset", "deleted_at"}
+
+
+def journal_dirs(db_path: str) -> list[str]:
+    """List where a lab's journals may lie, best first: beside it, in the home, among temporary files."""
+    import tempfile
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
+    return [db_path + ".journals", os.path.expanduser(os.path.join("~", ".ai-lab", "journals")),
+            os.path.join(tempfile.gettempdir(), f"ai-lab-{user}-journals")]
+
+
+def pending(db_path: str) -> list[dict]:
+    """List a lab's journals that are not yet wholly taken in: path, run_id, bytes; oldest first."""
+    found = []
+    for place, folder in enumerate(journal_dirs(db_path)):
+        with contextlib.suppress(OSError):        # no such folder, or not ours to read
+            for entry in os.scandir(folder):
+                run_id, extension = os.path.splitext(entry.name)
+                if extension != ".jsonl":
+                    continue
+                with contextlib.suppress(OSError, ValueError, AttributeError), open(entry.path, "rb") as file:
+                    # Folders beyond the first are shared by all labs of the user.
+                    if place == 0 or json.loads(file.readline()).get("db") == db_path:
+                        size, changed = (status := os.stat(entry.path)).st_size, status.st_mtime
+                        found.append((changed, {"path": entry.path, "run_id": run_id, "bytes": size}))
+    return [journal for _, journal in sorted(found, key=lambda pair: pair[0])]
+
+
+def drain(conn, path: str) -> bool:
+    """Take a journal's new lines into the store, exactly once each.
+
+    Returns: True when nothing is left and the run has ended, so that the file may go.
+    Raises: sqlite3.Error, OSError; the store then holds what it held before the failed chunk.
+    """
+    run_id = os.path.splitext(os.path.basename(path))[0]
+    with open(path, "rb") as journal:
+        while True:
+            with transaction(conn):
+                row = conn.execute("SELECT journal_offset FROM runs WHERE run_id = ?",
+                                   (run_id,)).fetchone()
+                offset = row[0] or 0 if row else 0
+                journal.seek(offset)
+                chunk = journal.read(CHUNK_BYTES)
+                is_last = len(chunk) < CHUNK_BYTES
+                if not is_last:
+                    chunk += journal.readline()   # end on a whole line, however long
+                end = chunk.rfind(b"\n") + 1
+                if end:
+                    _apply(conn, run_id, chunk[:end].splitlines(), path)
+                    conn.execute("UPDATE runs SET journal_offset = ? WHERE run_id = ?",
+                                 (offset + end, run_id))
+            if is_last:
+                break
+    status = conn.execute("SELECT status FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+    return status is not None and status[0] != "running" and end == len(chunk)
+
+
+def _parse(lines: list[bytes], path: str) -> list[dict]:
+    try:                                          # one call for all: half the time of one for each
+        return json.loads(b"[" + b",".join(lines) + b"]")
+    except ValueError:
+        records = []
+        for line in lines:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                _warn(("damaged", path), f"a line of {path} is damaged and was left out: {line[:80]!r}")
+        return [record for record in records if isinstance(record, dict)]
+
+
+def _apply(conn, run_id: str, lines: list[bytes], path: str) -> None:
+    """Write journal lines into runs and run_metrics."""
+    columns: dict = {}
+    artifacts, rows, last_t = [], [], None
+    for record in _parse(lines, path):
+        last_t = record.get("t", last_t)
+        if "m" in record:
+            at, epoch, step = utc(last_t), record.get("e"), record.get("s")
+            for name, value in record["m"].items():
+                rows.append((run_id, name, float(value) if value.__class__ is str else value,
+                             epoch, step, at))
+        else:
+            columns.update(record.get("set", {}))
+            if "artifact" in record:
+                artifacts.append(record["artifact"])
+    if last_t is not None:
+        columns["heartbeat_at"] = utc(last_t)
+    if "status" not in columns:                   # more from a run once taken for dead: it lives
+        conn.execute("UPDATE runs SET status = 'running', ended_at = NULL, duration_s = NULL "
+                     "WHERE run_id = ? AND status = 'killed'", (run_id,))
+    names = [name for name in columns if name in _JOURNAL_COLUMNS]
+    conn.execute(f"INSERT INTO runs (run_id, {', '.join(names)}) VALUES (?{', ?' * len(names)}) "
+                 "ON CONFLICT (run_id) DO UPDATE SET "
+                 + ", ".join(f"{name} = excluded.{name}" for name in names),
+                 (run_id, *(columns[name] for name in names)))
+    for artifact in artifacts:
+        conn.execute("UPDATE runs SET artifacts_json = json_insert(ifnull(artifacts_json, '[]'), "
+                     "'$[#]', ?) WHERE run_id = ?", (artifact, run_id))
+    conn.executemany("INSERT INTO run_metrics (run_id, metric_name, metric_value, epoch, step, "
+                     "timestamp) VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+
+def drain_all(conn, db_path: str) -> list[str]:
+    """Take in every journal of this lab, whoever wrote it; those of ended runs go.
+
+    Returns: a sentence for each journal that could not be taken in; it is kept.
+    """
+    import sqlite3
+    problems = []
+    for journal in pending(db_path):
+        try:
+            if drain(conn, journal["path"]):
+                _remove(journal["path"])
+        except FileNotFoundError:
+            continue                              # another process has just taken it in
+        except (sqlite3.Error, OSError) as error:
+            problems.append(f"the journal {journal['path']!r} could not be taken in ({error}); it is kept")
+    return problems
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):            # gone already, or still open on Windows: next time
+        os.unlink(path)
+
+
+_warned: set = set()
+
+
+def _warn(cause, message: str) -> None:
+    """Say something once per cause on stderr; a closed or absent stderr is no reason to raise."""
+    if cause not in _warned and len(_warned) < 30:
+        _warned.add(cause)
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(f"lab_logger: {message}\n")
+            sys.stderr.flush()
+
+
+class _Drainer:
+    """Moves this process's live journals into one store: a connection, a lock, a thread."""
+
+    def __init__(self, db_path: str) -> None:
+        self.db_path = db_path
+        self.lock = threading.RLock()
+        self.conn = None
+        self.runs: dict[str, Run] = {}
+        self.is_healthy = True
+        self.is_closing = threading.Event()
+        threading.Thread(target=self._loop, name="lab_logger", daemon=True).start()
+
+    def _loop(self) -> None:
+        """Every half second while runs live; first of all take in what dead processes left."""
+        beat, has_looked = time.monotonic(), False
+        while not self.is_closing.wait(DRAIN_EVERY_S if self.is_healthy else 5.0):
+            if not has_looked:
+                has_looked = self._take_in_others()
+            is_beat = time.monotonic() - beat >= HEARTBEAT_EVERY_S
+            for run in list(self.runs.values()):
+                run._write(_dumps({"t": time.time()}).encode() + b"\n" if is_beat else b"")
+            beat = time.monotonic() if is_beat else beat
+            self.drain_live(30.0)
+
+    def _take_in_others(self) -> bool:
+        import sqlite3
+        with contextlib.suppress(StoreError, sqlite3.Error, OSError), self.lock:
+            drain_all(self._connection(5.0), self.db_path)
+            return True
+        return False                              # a broken store: drain_live() speaks of it
+
+    def _connection(self, wait_s: float):
+        self.conn = self.conn or connect(self.db_path, timeout_s=wait_s)
+        self.conn.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
+        return self.conn
+
+    def drain_live(self, wait_s: float, only: Run | None = None) -> bool:
+        """Drain the live runs, or one; False when the store would not have it. Never raises."""
+        import sqlite3
+        deadline = time.monotonic() + wait_s
+        if not self.lock.acquire(timeout=wait_s):
+            return False
+        try:
+            for run in [only] if only else list(self.runs.values()):
+                self._drain_run(run, max(0.0, deadline - time.monotonic()))
+            self.is_healthy = True
+        except (StoreError, sqlite3.Error, OSError) as error:
+            self.is_healthy = False
+            is_busy = any(word in str(error) for word in ("locked", "busy"))
+            if not is_busy:
+                self.disconnect()
+            if only or not is_busy:
+                folders = {os.path.dirname(run.path) for run in self.runs.values()}
+                _warn(("store", self.db_path), f"the lab {self.db_path!r} cannot take in runs at present "
+                      f"({error}); training goes on, every point is kept in {' and '.join(sorted(folders))} "
+                      "and is taken in by the next process that opens the lab")
+        finally:
+            self.lock.release()
+        return self.is_healthy
+
+    def _drain_run(self, run: Run, wait_s: float) -> None:
+        try:
+            size = os.stat(run.path).st_size
+            if size > run.taken_in or run.is_over:
+                if drain(self._connection(wait_s), run.path) and run.is_over:
+                    _remove(run.path)
+                    self.runs.pop(run.run_id, None)
+                run.taken_in = size
+        except FileNotFoundError as error:
+            self.runs.pop(run.run_id, None)
+            if not run.is_over:                   # an ended one was taken in by another process
+                _warn(("lost", run.run_id), f"the journal {run.path!r} was removed while its run was alive "
+                      f"({error}): its points of the last half second, and those to come, are lost")
+
+    def disconnect(self) -> None:
+        conn, self.conn = self.conn, None
+        if conn is not None:
+            conn.close()
+
+    def close(self, wait_s: float) -> None:
+        """At the end of the process: take in what is left, within a bounded time."""
+        self.is_closing.set()
+        deadline = time.monotonic() + wait_s
+        while self.runs and time.monotonic() < deadline:
+            if not self.drain_live(max(0.1, deadline - time.monotonic())):
+                time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
+        if self.lock.acquire(timeout=1):
+            self.disconnect()
+            self.lock.release()
+
+
+_drainers: dict[str, _Drainer] = {}
+_drainers_lock = threading.Lock()                 # never held while anything is waited for
+_abandoned: list = []                             # a parent's connections, never closed by its child
+
+
+def _drainer(db_path: str) -> _Drainer:
+    with _drainers_lock:
+        if not _drainers and not _abandoned:
+            atexit.register(_at_exit)
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(after_in_child=_after_fork)
+        if db_path not in _drainers:
+            _drainers[db_path] = _Drainer(db_path)
+        return _drainers[db_path]
+
+
+def _at_exit() -> None:
+    deadline = time.monotonic() + EXIT_WAIT_S
+    for drainer in list(_drainers.values()):
+        for run in [run for run in drainer.runs.values() if not run.is_over]:
+            run.finish(error=getattr(sys, "last_value", None))   # what ended the script, if anything
+        drainer.close(max(0.1, deadline - time.monotonic()))
+
+
+def _after_fork() -> None:
+    """In a forked child: leave the parent's runs, locks and connections alone."""
+    global _drainers_lock
+    _abandoned.append(dict(_drainers))
+    for drainer in _drainers.values():
+        for run in drainer.runs.values():
+            run._leave("a forked process does not write it: log from the process that began the run")
+    _drainers.clear()
+    _drainers_lock = threading.Lock()
+
+
+# --- Run ----------------------------------------------------------------------
+
+_current: contextvars.ContextVar[Run | None] = contextvars.ContextVar("ailab_run", default=None)
+
+
+class Run:
+    """One run, made by start_run() or @log_run: `with` it, or call finish().
+
+    Attributes: run_id (UUID), path (of its journal), db_path (of the lab it goes into), result (what
+    `with` ends it with). Its methods never raise for a fault of the lab: they warn once on stderr.
+    """
+
+    def __init__(self, columns: dict, params: dict, db_path: str | None) -> None:
+        self.run_id = _uuid()
+        self.is_over, self.taken_in, self.result = False, 0, None
+        self._keys: dict[str, str] = {}           # metric name -> '"name":'
+        self._backlog: list[bytes] = []           # what the journal would not take
+        self._lock, self._wandb = threading.Lock(), None
+        try:
+            self._begin(columns, params, db_path)
+        except Exception as error:  # noqa: BLE001  nothing of ours may end a training
+            _warn(("begin", repr(error)), f"a run goes unrecorded: it could not be begun ({error!r})")
+            self._leave("it could not be begun")
+
+    def _begin(self, columns: dict, params: dict, db_path: str | None) -> None:
+        self.db_path = os.path.abspath(os.path.expanduser(db_path)) if db_path else default_db_path()
+        facts, parent, cwd = _facts(), _current.get(), None
+        self._began, self._t = time.monotonic(), time.time()
+        with contextlib.suppress(OSError):        # it was deleted
+            cwd = _text(os.getcwd())
+        self._open_journal()
+        self._append({"v": 1, "t": self._t, "db": self.db_path, "set": {
+            "timestamp": utc(self._t), "status": "running", **facts, **columns,
+            "dataset_id": columns.get("dataset_id") or setting("DATASET_ID")[0] or None,
+            "command": launch_command(), "python_version": sys.version.split()[0],
+            "hostname": host_name(), "pid": os.getpid(), "process_key": process_key(), "cwd": cwd,
+            "params_json": _dumps(params), "parent_run_id": parent.run_id if parent else None}})
+        self._drainer = _drainer(self.db_path)
+        self._drainer.runs[self.run_id] = self
+        if setting("WANDB_PROJECT")[0]:
+            self._start_wandb(columns.get("experiment_name"), params)
+
+    def _open_journal(self) -> None:
+        errors, flags = [], os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY
+        for folder in journal_dirs(self.db_path):
+            try:
+                os.makedirs(folder, mode=0o700, exist_ok=True)
+                self.path = os.path.join(folder, self.run_id + ".jsonl")
+                self._fd = os.open(self.path, flags | getattr(os, "O_BINARY", 0), 0o600)
+                return
+            except OSError as error:
+                errors.append(str(error))
+        self._leave(f"no journal can be written ({'; '.join(errors)})")
+
+    def _leave(self, why: str) -> None:
+        """Write no more to the journal: from now on log() warns once."""
+        self._fd, self._why_left, self._backlog, self._lock = -1, why, [], threading.Lock()
+
+    def log(self, metrics=None, /, *, epoch=None, step=None, **named) -> None:
+        """Append one point of each metric to the journal: numbers, NaN and infinity included.
+
+        Args:
+            metrics: a mapping for names that are no identifiers; nested ones join by `/`.
+            epoch, step: whole numbers; named metrics follow as keywords.
+        """
+        try:
+            if metrics is not None:
+                named = {**_flatten(metrics), **named}
+            points = []
+            for name, value in named.items():
+                if value.__class__ is not float or value - value != 0:
+                    value = _as_json(f"metric {name!r}", value)
+                if value is not None:
+                    points.append(f"{self._keys.get(name) or self._key(name)}{value}")
+            if points:
+                at = f'{{"t":{time.time()}'
+                if epoch is not None:
+                    at += f',"e":{_as_json("epoch", epoch, is_whole=True) or "null"}'
+                if step is not None:
+                    at += f',"s":{_as_json("step", step, is_whole=True) or "null"}'
+                self._write(f'{at},"m":{{{",".join(points)}}}}}\n'.encode())
+                if self._wandb is not None:
+                    self._wandb.log(named if epoch is None else {**named, "epoch": epoch}, step=step)
+        except Exception as error:  # noqa: BLE001  nothing of ours may end a training
+            _warn(("log", repr(error)), f"a point could not be logged and was left out ({error!r})")
+
+    def _key(self, name) -> str:
+        self._keys[name] = json.dumps(_text(str(name))) + ":"
+        return self._keys[name]
+
+    def _append(self, record: dict) -> None:
+        self._write(_dumps(record).encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
+        """Append to the journal: one system call and no lock, unless the journal would not take it."""
+        n_written = 0
+        with contextlib.suppress(OSError):        # told below, if it lasts
+            if not self._backlog:
+                n_written = os.write(self._fd, line)
+                if n_written == len(line):
+                    return
+        with self._lock:
+            try:
+                if line[n_written:]:
+                    self._backlog.append(line[n_written:])
+                while self._backlog and self._fd >= 0:
+                    self._backlog[0] = self._backlog[0][os.write(self._fd, self._backlog[0]):]
+                    if not self._backlog[0]:
+                        self._backlog.pop(0)
+            except OSError as error:
+                _warn(("journal", self.run_id), f"the journal {self.path!r} cannot be written ({error}); "
+                      f"training goes on, up to {MAX_BACKLOG:,} points wait in memory for room")
+            if self._backlog and (self._fd < 0 or len(self._backlog) > MAX_BACKLOG):
+                self._backlog.clear()
+                why = self._why_left if self._fd < 0 else "its journal had no room for too long"
+                _warn(("lost", self.run_id), f"points of run {self.run_id} are lost: {why}")
+
+    def log_artifact(self, path) -> None:
+        """Record the path of a file that the run made, absolute from now on; a URL stays as it is."""
+        try:
+            text = os.fsdecode(os.fspath(path))
+            if "://" not in text:
+                text = os.path.abspath(text)
+                if not os.path.exists(text):
+                    _warn(("artifact", text), f"the artifact {text!r} does not exist; its path is recorded")
+            self._append({"t": time.time(), "artifact": _text(text)})
+        except Exception as error:  # noqa: BLE001  see log()
+            _warn(("artifact", repr(error)), f"the artifact {_repr(path)} was not recorded ({error})")
+
+    def note(self, text: str) -> None:
+        """Set the run's note, such as "PUBLISH: best so far"."""
+        self._append({"t": time.time(), "set": {"note": None if text is None else _text(str(text))}})
+
+    def finish(self, result=None, *, error: BaseException | None = None) -> None:
+        """End the run and take it into the store, within FINISH_WAIT_S where that is busy.
+
+        Args:
+            result: as a decorated function returns it: final metrics, artifacts, history.
+            error: what ended the run; None, `sys.exit(0)` or a closed generator is a good end.
+        """
+        if self.is_over or self._fd < 0:
+            return
+        is_good = (error is None or isinstance(error, GeneratorExit)
+                   or (isinstance(error, SystemExit) and error.code in (None, 0)))
+        status = "finished" if is_good else "killed" if isinstance(error, KeyboardInterrupt) else "failed"
+        try:
+            metrics, artifacts, history = _split_result(result)
+            logged = {"epoch", "step", *self._keys}   # what log() wrote is not written twice
+            for row in history:
+                self.log({name: value for name, value in row.items() if name not in logged},
+                         epoch=row.get("epoch"), step=row.get("step"))
+            for path in artifacts:
+                self.log_artifact(path)
+            duration = time.monotonic() - self._began
+            self._append({"t": time.time(), "set": {
+                "status": status, "ended_at": utc(self._t + duration), "duration_s": round(duration, 6),
+                "final_metrics_json": _dumps({name: _number(value) for name, value in metrics.items()}),
+                "error": None if is_good else _traceback(error)}})
+            if self._wandb is not None:
+                self._wandb.summary.update(metrics)
+                self._wandb.finish(exit_code=int(not is_good))
+        except Exception as problem:  # noqa: BLE001  see log()
+            _warn(("finish", repr(problem)), f"the end of a run could not be recorded ({problem!r})")
+        self.is_over = True
+        self._drainer.drain_live(FINISH_WAIT_S, only=self)
+        if not self._backlog:
+            os.close(self._fd)
+            self._leave("it was over")
+
+    def _start_wandb(self, name: str | None, params: dict) -> None:
+        """Mirror the run to W&B, where that is installed."""
+        try:
+            if setting("WANDB_API_KEY")[0]:
+                os.environ.setdefault("WANDB_API_KEY", setting("WANDB_API_KEY")[0])
+            import wandb  # type: ignore[import-not-found, unused-ignore]
+            self._wandb = wandb.init(project=setting("WANDB_PROJECT")[0], name=name, config=params,
+                                     reinit="create_new")
+            self._append({"set": {"wandb_url": self._wandb.url}})
+        except Exception as error:  # noqa: BLE001  see log()
+            _warn("wandb", f"W&B does not mirror this run ({error!r}); the lab records it all the same")
+
+    def __enter__(self) -> Run:
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        with contextlib.suppress(ValueError):     # left in another context than it was entered in
+            _current.reset(self._token)
+        self.finish(self.result, error=error)
+
+
+def _flatten(tree, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in tree.items():
+        flat.update(_flatten(value, f"{prefix}{name}/") if hasattr(value, "items") else {f"{prefix}{name}": value})
+    return flat
+
+
+def _as_float(value) -> float | None:
+    """Turn a number of any library into a float; None for what is no number (text, lists, objects)."""
+    try:
+        return None if isinstance(value, (str, bytes)) else float(value.item() if hasattr(value, "item") else value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+    except Exception:  # noqa: BLE001  an object's own methods may raise anything
+        return None
+
+
+def _as_json(what: str, value, is_whole: bool = False) -> str | None:
+    """Write a number as the journal does; None, with a warning, for what is none."""
+    number = _as_float(value)
+    if number is None or (is_whole and (number % 1 != 0 or abs(number) >= 1 << 63)):
+        _warn(("number", what), f"the {what} is no {'whole ' * is_whole}number but {_repr(value)[:80]}: left out")
+        return None
+    return str(int(value)) if is_whole else json.dumps(_number(number))
+
+
+def _traceback(error: BaseException) -> str:
+    import traceback
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next                     # the user's frames only
+    return _text("".join(traceback.format_exception(type(error), error, trace))[-100_000:])
+
+
+def _split_result(result) -> tuple[dict[str, float], list, list[dict]]:
+    """Read what a decorated function returned: final metrics, artifact paths, per-epoch rows."""
+    artifacts: object = []
+    if isinstance(result, (tuple, list)) and len(result) == 2 and hasattr(result[0], "items"):
+        result, artifacts = result
+    if not hasattr(result, "items"):
+        result = {} if isinstance(result, bool) else {"result": result}
+    metrics = dict(result.items())
+    artifacts = metrics.pop("artifacts", artifacts)
+    rows = [metrics.pop(name, None) for name in ("history", "epoch_metrics")]
+    history = rows[1] if rows[0] is None else rows[0]
+    if isinstance(artifacts, (str, os.PathLike)):
+        artifacts = [artifacts]
+    elif hasattr(artifacts, "values"):
+        artifacts = list(artifacts.values())
+    if hasattr(history, "items"):                 # Keras: {"loss": [0.5, 0.4], ...}
+        history = [{"epoch": i + 1, **dict(zip(history, values, strict=True))}
+                   for i, values in enumerate(zip(*history.values(), strict=False))]
+    finals = {_text(str(name)): _as_float(value) for name, value in _flatten(metrics).items()
+              if not isinstance(value, bool)}
+    return ({name: value for name, value in finals.items() if value is not None},
+            list(artifacts) if isinstance(artifacts, (list, tuple, set)) else [],
+            [dict(row) for row in history] if isinstance(history, (list, tuple)) else [])
+
+
+def start_run(experiment_name: str | None = None, *, model_name: str | None = None,
+              task_name: str | None = None, dataset_id: str | None = None, note: str | None = None,
+              params: dict | None = None, db_path: str | None = None) -> Run:
+    """Begin a run where a decorator does not fit: `with start_run("iris", params={...}) as run:`."""
+    return Run({"experiment_name": experiment_name, "model_name": model_name, "task_name": task_name,
+                "dataset_id": dataset_id, "note": note}, jsonable(dict(params or {})), db_path)
+
+
+def _run(caller: str) -> Run | None:
+    """Find the run that log() means: the context's, else the only one alive in this process."""
+    live = [run for drainer in list(_drainers.values()) for run in list(drainer.runs.values()) if not run.is_over]
+    run = _current.get() or (live[0] if len(live) == 1 else None)
+    if run is None:
+        _warn("no run", f"{caller}() was called while {len(live) or 'no'} runs are alive, none of them the current "
+              "one, and did nothing: call it inside a @log_run function or `with start_run()`")
+    return run
+
+
+def log(metrics=None, /, *, epoch=None, step=None, **named) -> None:
+    """Log metrics of the current run: `log(epoch=3, loss=0.2)` or `log({"val/acc": 0.9}, step=120)`."""
+    run = _current.get() or _run("log")
+    if run is not None:
+        run.log(metrics, epoch=epoch, step=step, **named)
+
+
+def log_artifact(path) -> None:
+    """Record the path of a file that the current run made."""
+    if run := _run("log_artifact"):
+        run.log_artifact(path)
+
+
+def note(text: str) -> None:
+    """Set the note of the current run."""
+    if run := _run("note"):
+        run.note(text)
+
+
+# --- log_run ------------------------------------------------------------------
+
+def log_run(function=None, /, *, experiment_name: str | None = None, model_name: str | None = None,
+            task_name: str | None = None, dataset_id: str | None = None, note: str | None = None,
+            db_path: str | None = None):
+    """Record every call of a function as a run: `@log_run`, `@log_run()` or `@log_run(task_name="x")`.
+
+    The function may be sync, async or a generator; its signature, return value and exceptions stay
+    as they were. Its arguments are the run's params; those called experiment_name, model_name,
+    task_name and dataset_id win over the ones given here. A returned mapping holds final metrics,
+    and under `artifacts` paths, under `history` or `epoch_metrics` rows per epoch; a pair is
+    (metrics, artifacts); a bare number is the metric `result`.
+
+    Raises: TypeError, at once, for what cannot be decorated.
+    """
+    columns = {"experiment_name": experiment_name, "model_name": model_name, "task_name": task_name,
+               "dataset_id": dataset_id, "note": note}
+    for name, value in {**columns, "db_path": db_path}.items():
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"log_run({name}={value!r}): it takes text, or nothing")
+    decorate = functools.partial(_decorate, columns=columns, db_path=db_path)
+    return decorate if function is None else decorate(function)
+
+
+def _decorate(function, columns: dict, db_path: str | None):
+    import inspect
+    if not callable(function) or isinstance(function, (type, classmethod, staticmethod)):
+        raise TypeError(f"log_run decorates a function, not {function!r}: use it as @log_run, @log_run() or "
+                        "@log_run(experiment_name=...), below @staticmethod or @classmethod")
+    signature = None
+    with contextlib.suppress(TypeError, ValueError):  # some built-ins have none
+        signature = inspect.signature(function)
+
+    def begin(args, kwargs) -> Run:
+        params = _bound(signature, args, kwargs)
+        named = {name: _text(str(params[name])) for name in columns
+                 if name != "note" and params.get(name) is not None}
+        return Run({**columns, **named}, params, db_path)
+
+    wrap = (_wrap_async_generator if inspect.isasyncgenfunction(function)
+            else _wrap_async if inspect.iscoroutinefunction(function)
+            else _wrap_generator if inspect.isgeneratorfunction(function) else _wrap_sync)
+    return functools.wraps(function)(wrap(function, begin))
+
+
+def _bound(signature, args: tuple, kwargs: dict) -> dict:
+    """Give a call's params as JSON values: bound arguments, defaults included, `self` left out."""
+    try:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+    except (TypeError, AttributeError):           # the call itself will say what is wrong
+        return jsonable(kwargs)
+    params = {}
+    for position, (name, value) in enumerate(bound.arguments.items()):
+        if signature.parameters[name].kind is signature.parameters[name].VAR_KEYWORD:
+            params.update(jsonable(value))
+        elif position or name not in ("self", "cls"):
+            params[name] = jsonable(value, name)
+    return params
+
+
+def _wrap_sync(function, begin):
+    def wrapper(*args, **kwargs):
+        with begin(args, kwargs) as run:
+            run.result = function(*args, **kwargs)
+        return run.result
+    return wrapper
+
+
+def _wrap_async(function, begin):
+    async def wrapper(*args, **kwargs):
+        with begin(args, kwargs) as run:
+            run.result = await function(*args, **kwargs)
+        return run.result
+    return wrapper
+
+
+def _wrap_generator(function, begin):
+    def wrapper(*args, **kwargs):
+        run, generator = begin(args, kwargs), function(*args, **kwargs)
+        step, value = generator.send, None
+        while True:
+            token = _current.set(run)             # between two items the caller's run is the current one
+            try:
+                item = step(value)
+            except StopIteration as stop:
+                run.finish(stop.value)
+                return stop.value
+            except BaseException as error:
+                run.finish(error=error)
+                raise
+            finally:
+                _current.reset(token)
+            try:
+                step, value = generator.send, (yield item)
+            except BaseException as error:  # noqa: BLE001  the caller's, handed on
+                step, value = generator.throw, error
+    return wrapper
+
+
+def _wrap_async_generator(function, begin):
+    async def wrapper(*args, **kwargs):
+        run, generator = begin(args, kwargs), function(*args, **kwargs)
+        step, value = generator.asend, None
+        while True:
+            token = _current.set(run)
+            try:
+                item = await step(value)
+            except StopAsyncIteration:
+                run.finish()
+                return
+            except BaseException as error:
+                run.finish(error=error)
+                raise
+            finally:
+                _current.reset(token)
+            try:
+                step, value = generator.asend, (yield item)
+            except BaseException as error:  # noqa: BLE001  the caller's, handed on
+                step, value = generator.athrow, error
+    return wrapper
+
+
+
+# --- MOVING TO ailab.py: do not build on this block ---------------------------
+import sqlite3 as sqlite3  # noqa: E402
+lab_logger = sys.modules[__name__]
+_bare_connect = connect
+# --- Index --------------------------------------------------------------------
+# What makes reading fast, made when AI-Lab first opens a lab and kept by triggers from then on, whoever
+# writes the two public tables: the logger, or any SQLite tool.
+
+_AT = [f"{which}_{field}" for which in ("first", "last", "min", "max")
+       for field in ("value", "epoch", "step")]
+
+
+def _summarise(source: str, row: str = "") -> str:
+    """Write SQL that adds points to metric_summary: `source` gives them, `row` is the trigger's NEW."""
+    keep = {"first": "n_points > 0", "last": "0",
+            "min": "min_value <= excluded.min_value OR excluded.min_value IS NULL",
+            "max": "max_value >= excluded.max_value OR excluded.max_value IS NULL"}
+    point = {"value": f"{row}metric_value", "epoch": f"{row}epoch", "step": f"{row}step"}
+    finite = f"CASE WHEN abs({point['value']}) < 9e999 THEN "      # NaN is NULL; infinities rank nowhere
+    columns = [point[at[at.index("_") + 1:]] if at[0] in "fl"
+               else f"{finite}{point[at[at.index('_') + 1:]]} END" for at in _AT]
+    sets = [f"{at} = CASE WHEN {keep[at.split('_')[0]]} THEN {at} ELSE excluded.{at} END" for at in _AT]
+    return (f"INSERT INTO metric_summary (run_id, metric_name, value, n_points, {', '.join(_AT)}) SELECT "
+            f"{row}run_id, {row}metric_name, {point['value']}, 1, {', '.join(columns)} {source} "
+            "ON CONFLICT (run_id, metric_name) DO UPDATE SET n_points = n_points + 1, "
+            "value = CASE WHEN is_returned THEN value ELSE excluded.value END, " + ", ".join(sets))
+
+
+def _leaves(column: str, join: str) -> str:
+    """Write SQL that lists a JSON column's values as name, value, type; lists stay whole.
+
+    Other tools write what Python's json.dumps makes of NaN, which is not JSON: it is quoted first.
+    """
+    quoted = f"NEW.{column}"
+    for token in ("NaN", "Infinity", "-Infinity"):
+        quoted = f"replace({quoted}, ': {token}', ': \"{token}\"')"
+    return (f"SELECT CASE path WHEN '$' THEN key ELSE replace(replace(substr(fullkey, 3), '\"', ''), "
+            f"'.', '{join}') END AS name, value, type FROM json_tree(CASE WHEN json_valid(NEW.{column}) "
+            f"THEN NEW.{column} WHEN json_valid({quoted}) THEN {quoted} ELSE '{{}}' END) "
+            "WHERE type <> 'object' AND typeof(key) = 'text' AND path NOT LIKE '%[%'")
+
+
+_TEXT_COLUMNS = "experiment_name, model_name, task_name, dataset_id, note"
+_FORGET_TEXT = """
+    DELETE FROM run_params WHERE run_id = {0}.run_id;
+    DELETE FROM run_text WHERE run_id = {0}.run_id;"""
+_FORGET_FINALS = """
+    UPDATE metric_summary SET is_returned = 0, value = last_value WHERE run_id = {0}.run_id AND is_returned;
+    DELETE FROM metric_summary WHERE run_id = {0}.run_id AND n_points = 0;"""
+_INDEX_TEXT = _FORGET_TEXT.format("NEW") + f"""
+    INSERT OR REPLACE INTO run_params SELECT NEW.run_id, name,
+        CASE typeof(value) WHEN 'text' THEN substr(value, 1, 1000) ELSE value END
+        FROM ({_leaves("params_json", ".")});
+    INSERT INTO run_text (run_id, text) SELECT NEW.run_id, NEW.run_id
+        {" ".join(f"|| char(10) || ifnull(NEW.{name}, '')" for name in _TEXT_COLUMNS.split(", "))}
+        || char(10) || ifnull((SELECT group_concat(param_name || ' ' || value, char(10))
+                               FROM run_params WHERE run_id = NEW.run_id), '');"""
+_INDEX_FINALS = _FORGET_FINALS.format("NEW") + f"""
+    INSERT INTO metric_summary (run_id, metric_name, value, is_returned) SELECT NEW.run_id, name,
+        CASE value WHEN 'NaN' THEN NULL WHEN 'Infinity' THEN 9e999 WHEN '-Infinity' THEN -9e999
+        ELSE value END, 1 FROM ({_leaves("final_metrics_json", "/")})
+        WHERE type IN ('integer', 'real') OR value IN ('NaN', 'Infinity', '-Infinity')
+        ON CONFLICT (run_id, metric_name) DO UPDATE SET value = excluded.value, is_returned = 1;"""
+_MARK = ("INSERT OR IGNORE INTO stale SELECT {0}.run_id, {0}.metric_name "
+         "WHERE {0}.run_id IS NOT NULL AND {0}.metric_name IS NOT NULL;")
+_POINTS = "FROM run_metrics WHERE run_id IS NOT NULL AND metric_name IS NOT NULL"
+_INDEX_SCHEMA = f"""
+CREATE TABLE metric_summary (        -- one row per run and metric
+    run_id TEXT NOT NULL,
+    metric_name TEXT NOT NULL,
+    value REAL,                      -- final metric: returned, else the last logged; NULL is NaN
+    is_returned INTEGER NOT NULL DEFAULT 0,
+    n_points INTEGER NOT NULL DEFAULT 0,
+    {", ".join(f"{at} {'REAL' if at.endswith('value') else 'INTEGER'}" for at in _AT)},
+    PRIMARY KEY (run_id, metric_name)  -- min and max are over finite values
+) WITHOUT ROWID;;
+CREATE INDEX metric_summary_value ON metric_summary (metric_name, value, run_id);;
+CREATE TABLE run_params (            -- one row per run and param, nested names joined by dots
+    run_id TEXT NOT NULL,
+    param_name TEXT NOT NULL,
+    value,                           -- number, text, JSON text of a list; NULL is null
+    PRIMARY KEY (run_id, param_name)
+) WITHOUT ROWID;;
+CREATE INDEX run_params_value ON run_params (param_name, value, run_id);;
+CREATE TABLE run_text (              -- what full-text search reads
+    key INTEGER PRIMARY KEY,         -- our own key, since VACUUM may renumber rowids
+    run_id TEXT NOT NULL UNIQUE,
+    text TEXT NOT NULL
+);;
+CREATE VIRTUAL TABLE run_search USING fts5(text, content='run_text', content_rowid='key');;
+CREATE TRIGGER run_text_insert AFTER INSERT ON run_text BEGIN
+    INSERT INTO run_search (rowid, text) VALUES (NEW.key, NEW.text); END;;
+CREATE TRIGGER run_text_delete AFTER DELETE ON run_text BEGIN
+    INSERT INTO run_search (run_search, rowid, text) VALUES ('delete', OLD.key, OLD.text); END;;
+CREATE TABLE stale (                 -- summaries that refresh() has to make again
+    run_id TEXT NOT NULL,
+    metric_name TEXT NOT NULL,
+    PRIMARY KEY (run_id, metric_name)
+) WITHOUT ROWID;;
+CREATE TRIGGER runs_insert AFTER INSERT ON runs WHEN NEW.run_id IS NOT NULL
+    BEGIN {_INDEX_TEXT} {_INDEX_FINALS} END;;
+CREATE TRIGGER runs_update_text AFTER UPDATE OF run_id, {_TEXT_COLUMNS}, params_json ON runs
+    WHEN NEW.run_id IS NOT NULL BEGIN {_FORGET_TEXT.format("OLD")} {_INDEX_TEXT} END;;
+CREATE TRIGGER runs_update_finals AFTER UPDATE OF run_id, final_metrics_json ON runs
+    WHEN NEW.run_id IS NOT NULL BEGIN {_FORGET_FINALS.format("OLD")} {_INDEX_FINALS} END;;
+CREATE TRIGGER runs_delete AFTER DELETE ON runs
+    BEGIN {_FORGET_TEXT.format("OLD")} {_FORGET_FINALS.format("OLD")} END;;
+CREATE TRIGGER run_metrics_insert AFTER INSERT ON run_metrics
+    WHEN NEW.run_id IS NOT NULL AND NEW.metric_name IS NOT NULL
+    BEGIN {_summarise("WHERE true", "NEW.")}; END;;
+CREATE TRIGGER run_metrics_update AFTER UPDATE ON run_metrics
+    BEGIN {_MARK.format("OLD")} {_MARK.format("NEW")} END;;
+CREATE TRIGGER run_metrics_delete AFTER DELETE ON run_metrics BEGIN {_MARK.format("OLD")} END;;
+CREATE INDEX runs_timestamp ON runs (timestamp, run_id);;
+CREATE INDEX runs_duration ON runs (duration_s, run_id);;
+CREATE INDEX runs_command ON runs (command, timestamp);;
+CREATE INDEX runs_note ON runs (note, timestamp) WHERE note IS NOT NULL;;
+CREATE INDEX runs_parent ON runs (parent_run_id) WHERE parent_run_id IS NOT NULL;;
+""" + "".join(f"CREATE INDEX runs_{column} ON runs ({column}, timestamp);;" for column in (
+    "experiment_name", "model_name", "task_name", "dataset_id", "status")) + f"""
+UPDATE runs SET params_json = params_json, final_metrics_json = final_metrics_json;;
+{_summarise(_POINTS + " ORDER BY id")}"""
+
+
+def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Connection:
+    """Open the lab as _bare_connect() does, its index made where it is missing.
+
+    Raises: StoreError, one sentence.
+    """
+    conn = _bare_connect(path, mode, timeout_s)
+    if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'run_search'").fetchone() is None:
+        if mode == "ro":
+            open_lab(path, "rw", timeout_s).close()
+            return conn
+        with lab_logger.transaction(conn):
+            if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'run_search'").fetchone() is None:
+                for statement in _INDEX_SCHEMA.split(";;"):
+                    conn.execute(statement)
+    return conn
+
+
+def refresh(conn: sqlite3.Connection) -> None:
+    """Make again, inside a transaction of the caller, the summaries of points changed or deleted."""
+    where = "run_id = ? AND metric_name = ?"
     marks = conn.execute("SELECT run_id, metric_name FROM stale").fetchall()
-    for run_id, metric_name in marks:
-        if metric_name:
-            _resummarise(conn, run_id, metric_name)
-    for run_id in dict.fromkeys(mark[0] for mark in marks):
-        _index_run(conn, run_id)
+    for mark in marks:
+        conn.execute("UPDATE metric_summary SET n_points = 0, value = CASE WHEN is_returned THEN value END, "
+                     f"{', '.join(f'{at} = NULL' for at in _AT)} WHERE {where}", mark)
+        conn.execute(_summarise(f"{_POINTS} AND {where} ORDER BY id"), mark)
+        conn.execute(f"DELETE FROM metric_summary WHERE {where} AND n_points = 0 AND NOT is_returned", mark)
     if marks:
         conn.execute("DELETE FROM stale")
 
 
-def _resummarise(conn, run_id, metric_name) -> None:
-    where = "WHERE run_id = ? AND metric_name = ?"
-    points = conn.execute(f"SELECT metric_value, epoch, step FROM run_metrics {where} ORDER BY id",
-                          (run_id, metric_name)).fetchall()
-    conn.execute(f"DELETE FROM metric_summary {where}", (run_id, metric_name))
-    _add_points(conn, run_id, {metric_name: points})
+def take_in(conn: sqlite3.Connection, db_path: str) -> list[str]:
+    """Take in every journal, close the runs of dead processes, and refresh what other tools changed.
+
+    Returns: a sentence for each journal that could not be taken in; it is kept.
+    """
+    running = conn.execute("SELECT run_id, hostname, pid, process_key FROM runs "
+                           "WHERE status = 'running'").fetchall()
+    dead = [row[0] for row in running if is_dead(*row[1:])]    # asked before their last lines are read
+    problems = _bare_drain_all(conn, db_path)
+    last = "max(ifnull(heartbeat_at, timestamp), timestamp)"
+    for run_id in dead if not problems else ():
+        conn.execute(f"UPDATE runs SET status = 'killed', ended_at = {last}, duration_s = "
+                     f"round((julianday({last}) - julianday(timestamp)) * 86400, 3) "
+                     "WHERE run_id = ? AND status = 'running'", (run_id,))
+    if dead:
+        _bare_drain_all(conn, db_path)       # their journals may go now
+    if conn.execute("SELECT 1 FROM stale LIMIT 1").fetchone():
+        with lab_logger.transaction(conn):
+            refresh(conn)
+    return problems
 
 
-def _add_points(conn, run_id, points_by_metric) -> None:
-    """Add points, (value, epoch, step) in order of logging, to the run's summaries."""
-    rows = []
-    for name, points in points_by_metric.items():
-        if not points:
-            continue
-        finite = [p for p in points if isinstance(p[0], (int, float)) and math.isfinite(p[0])]
-        least = min(finite, key=_value_of) if finite else (None, None, None)
-        most = max(finite, key=_value_of) if finite else (None, None, None)
-        rows.append((run_id, name, points[-1][0], len(points),
-                     *points[0], *points[-1], *least, *most))
-    conn.executemany(_SUMMARY_UPSERT, rows)
-
-
-def _value_of(point):
-    return point[0]
-
-
-def _summary_upsert() -> str:
-    keep = {"first": "n_points > 0",
-            "min": "min_value <= excluded.min_value OR excluded.min_value IS NULL",
-            "max": "max_value >= excluded.max_value OR excluded.max_value IS NULL"}
-    sets = [f"{column} = CASE WHEN {keep[which]} THEN {column} ELSE excluded.{column} END"
-            if (which := column.split("_")[0]) in keep else f"{column} = excluded.{column}"
-            for column in _AT]
-    return (f"INSERT INTO metric_summary (run_id, metric_name, value, n_points, {', '.join(_AT)}) "
-            f"VALUES ({', '.join('?' * (4 + len(_AT)))}) "
-            "ON CONFLICT (run_id, metric_name) DO UPDATE SET n_points = n_points + excluded.n_points, "
-            "value = CASE WHEN is_returned THEN value ELSE excluded.value END, " + ", ".join(sets))
-
-
-_SUMMARY_UPSERT = _summary_upsert()
-
-
-def _index_run(conn, run_id) -> None:
-    row = conn.execute(f"SELECT {_INDEXED} FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-    conn.execute("DELETE FROM run_params WHERE run_id = ?", (run_id,))
-    conn.execute("DELETE FROM run_text WHERE run_id = ?", (run_id,))
-    conn.execute("UPDATE metric_summary SET is_returned = 0, value = last_value "
-                 "WHERE run_id = ? AND is_returned", (run_id,))
-    if row is not None:
-        params, finals = flatten(load_json(row[6], {})), flatten(load_json(row[7], {}), "/")
-        conn.executemany("INSERT OR REPLACE INTO run_params VALUES (?, ?, ?)", [
-            (run_id, name, storable(value)) for name, value in params.items()])
-        conn.executemany(
-            "INSERT INTO metric_summary (run_id, metric_name, value, is_returned) VALUES (?, ?, ?, 1) "
-            "ON CONFLICT (run_id, metric_name) DO UPDATE SET value = excluded.value, is_returned = 1",
-            [(run_id, name, value) for name, value in numbers(finals).items()])
-        words = [*row[:6], *(f"{name} {value}" for name, value in params.items())]
-        text = "\n".join(str(word) for word in words if word is not None)
-        conn.execute("INSERT INTO run_text (run_id, text) VALUES (?, ?)", (run_id, text))
-    conn.execute("DELETE FROM metric_summary WHERE run_id = ? AND n_points = 0 AND NOT is_returned",
-                 (run_id,))
-
-
-def load_json(text: str | None, default):
-    """Parse a JSON column: `default` for NULL, invalid text or another kind than `default`'s."""
+def is_dead(hostname: str | None, pid: int | None, key: str | None) -> bool:
+    """Tell whether a run's process has certainly ended; False whenever that cannot be known."""
+    own = lab_logger.process_key()
+    if not pid or hostname != lab_logger.host_name():
+        return False
+    if key and own:
+        boot, namespace = key.split("/")[:2]
+        if boot != own.split("/")[0]:
+            return True                           # the machine was restarted since
+        # Another container's pids cannot be seen from here.
+        return namespace == own.split("/")[1] and lab_logger.process_key(pid) != key
     try:
-        value = json.loads(text) if text else default
-    except (ValueError, RecursionError):
-        return default
-    return value if isinstance(value, type(default)) else default
+        if os.name != "nt":                       # there it would end the process
+            os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
+    return False
 
 
-def flatten(tree: dict, separator: str = ".", prefix: str = "") -> dict:
-    """Flatten nested objects: {"val": {"acc": 1}} becomes {"val.acc": 1}; lists stay whole."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat.update(flatten(value, separator, f"{prefix}{key}{separator}"))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+connect = open_lab
+_bare_drain_all = drain_all
 
 
-def numbers(metrics: dict) -> dict[str, float]:
-    """Keep what is a number, written "NaN" or "Infinity" too; text and booleans are no metrics."""
-    found = {}
-    for name, value in metrics.items():
-        if value in ("NaN", "Infinity", "-Infinity"):
-            found[name] = float(value)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[name] = float(value) if abs(value) < 1e308 or value != value else math.inf * (value > 0 or -1)
-    return found
-
-
-def storable(value):
-    """Make a param comparable in SQL: numbers and short text as they are, else JSON text."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 1 << 63:
-        return float(value) if abs(value) < 1 << 1000 else str(value)[:MAX_TEXT]
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    return (value if isinstance(value, str) else json.dumps(value))[:MAX_TEXT]
+def drain_all(conn, db_path):
+    lab_logger_drain = take_in
+    return lab_logger_drain(conn, db_path)
