@@ -1,0 +1,150 @@
+/** Text for numbers, times, ids and the address; pure, so that node tests it. */
+
+export const MISSING = "–";
+const SECOND_IN = { year: 31536000, month: 2592000, day: 86400, hour: 3600, minute: 60 };
+
+/** A number in 4 significant digits, scientific beyond 1e-4 and 1e6; "NaN" stays, null is a dash. */
+export function num(value) {
+  if (value === null || value === undefined) return MISSING;
+  if (typeof value !== "number") return String(value);
+  const size = Math.abs(value);
+  if (Number.isInteger(value) && size < 1e6) return String(value);
+  if (size !== 0 && (size < 1e-4 || size >= 1e6)) return value.toExponential(3);
+  return value.toFixed(Math.max(0, 3 - Math.floor(Math.log10(size || 1))));
+}
+
+/** Decimals that give a column's middle value 4 significant digits; null for whole numbers. */
+export function columnDecimals(values) {
+  const sizes = values.filter((v) => typeof v === "number" && v !== 0).map(Math.abs).sort((a, b) => a - b);
+  if (values.every((v) => typeof v !== "number" || Number.isInteger(v))) return null;
+  const middle = sizes[Math.floor(sizes.length / 2)];
+  return Math.min(6, Math.max(0, 3 - Math.floor(Math.log10(middle))));
+}
+
+/** A number with its column's decimals. */
+export function fixed(value, decimals) {
+  const size = Math.abs(value);
+  const plain = typeof value === "number" && (size === 0 || (size >= 1e-4 && size < 1e6));
+  return plain && decimals !== null ? value.toFixed(decimals) : num(value);
+}
+
+/** A param as it was typed: 0.001, not 0.0010000; null, "" and a missing one look different. */
+export function param(value) {
+  if (value === undefined) return MISSING;
+  if (value === "") return '""';
+  return typeof value === "string" ? value : JSON.stringify(value);
+}
+
+/** Seconds as 0.42 s, 12 s, 3 m 05 s, 2 h 07 m, 3 d 4 h. */
+export function duration(seconds) {
+  if (typeof seconds !== "number") return MISSING;
+  if (seconds < 10) return `${seconds.toFixed(seconds < 1 ? 2 : 1)} s`;
+  const s = Math.round(seconds);
+  const two = (n) => String(n).padStart(2, "0");
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} m ${two(s % 60)} s`;
+  if (s < 86400) return `${Math.floor(s / 3600)} h ${two(Math.floor((s % 3600) / 60))} m`;
+  return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
+}
+
+/** How long ago an ISO time was, in its largest unit. */
+export function ago(iso, now = Date.now()) {
+  const seconds = Math.round((now - Date.parse(iso)) / 1000);
+  if (Number.isNaN(seconds)) return MISSING;
+  for (const [unit, size] of Object.entries(SECOND_IN)) {
+    const count = Math.floor(Math.abs(seconds) / size);
+    if (count) return `${count} ${unit}${count > 1 ? "s" : ""} ${seconds < 0 ? "ahead" : "ago"}`;
+  }
+  return seconds < 5 ? "just now" : `${seconds} s ago`;
+}
+
+/** An ISO time as local date and time, with the seconds. */
+export function absolute(iso) {
+  const time = new Date(iso);
+  return Number.isNaN(time.getTime()) ? String(iso ?? "") : time.toLocaleString("sv-SE");
+}
+
+/** A clock time of today: 14:03:22. */
+export const clock = (ms) => new Date(ms).toLocaleTimeString("sv-SE");
+
+export function bytes(size) {
+  if (typeof size !== "number") return "";
+  const power = size < 1024 ? 0 : Math.min(3, Math.floor(Math.log2(size) / 10));
+  return `${(size / 1024 ** power).toFixed(power ? 1 : 0)} ${["B", "KB", "MB", "GB"][power]}`;
+}
+
+/** "1 run", "27 runs". */
+export const count = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
+
+// --- Runs ---------------------------------------------------------------------
+
+const isUuid = (runId) => /^[0-9a-f]{8}-[0-9a-f-]{27}$/i.test(runId);
+
+/** The id as shown: 8 characters of a UUID, all of anything else. */
+export const shortId = (runId) => (isUuid(runId) ? runId.slice(0, 8) : runId);
+
+/** The id in an address: 13 characters, 48 bits, so that no two runs of a lab meet. */
+export const refOf = (runId) => (isUuid(runId) ? runId.slice(0, 13) : runId);
+
+/** A run's place in the selection, which is its colour slot; -1 if it is not selected. */
+export const slotOf = (selection, runId) => selection.findIndex((ref) => ref && runId.startsWith(ref));
+
+/** {a: {b: 1}, c: 2} as {"a.b": 1, c: 2}. */
+export function flatten(params, prefix = "", into = {}) {
+  for (const [name, value] of Object.entries(params ?? {})) {
+    const isGroup = value && typeof value === "object" && !Array.isArray(value);
+    if (isGroup && Object.keys(value).length) flatten(value, `${prefix}${name}.`, into);
+    else into[prefix + name] = value;
+  }
+  return into;
+}
+
+/** Names of the params whose value is not the same in all of the runs, in order of appearance. */
+export function differingParams(runs) {
+  const all = runs.map((run) => flatten(run.params));
+  const names = [...new Set(all.flatMap((params) => Object.keys(params)))];
+  return names.filter((name) => new Set(all.map((params) => param(params[name]))).size > 1);
+}
+
+/** The metric to open with: accuracy, else a val_ or test_ one, else the commonest. */
+export function orderMetrics(metrics) {
+  const rank = ({ metric_name: name }) =>
+    name === "accuracy" ? 0 : /^(val|test)[_/.]|acc/.test(name) ? 1 : /^train[_/.]/.test(name) ? 3 : 2;
+  return [...metrics].sort((a, b) => rank(a) - rank(b) || b.n_runs - a.n_runs);
+}
+
+/** The last line of a traceback that says something. */
+export const lastLine = (text) => (text ?? "").trim().split("\n").pop().trim();
+
+// --- Address ------------------------------------------------------------------
+
+/** "#/runs?q=a" as {view: "runs", query: {q: "a"}}; the home view is "dashboard". */
+export function parseHash(hash) {
+  const [path, search = ""] = hash.replace(/^#?\/?/, "").split(/\?(.*)/s);
+  return { view: path || "dashboard", query: Object.fromEntries(new URLSearchParams(search)) };
+}
+
+/** The reverse; empty values are left out, and what may stay readable does. */
+export function makeHash(view, query = {}) {
+  const encode = (text) => encodeURIComponent(text).replace(/%2C/g, ",").replace(/%2F/g, "/").replace(/%20/g, "+");
+  const pairs = Object.entries(query).filter(([, value]) => value !== "" && value !== null && value !== undefined);
+  const search = pairs.map(([name, value]) => `${encode(name)}=${encode(value)}`).join("&");
+  return `#/${view === "dashboard" ? "" : view}${search ? `?${search}` : ""}`;
+}
+
+/** "a,,b" as ["a", null, "b"]: the place of a run is its colour slot, and a hole keeps the others'. */
+export const parseSelection = (text) => (text ? text.split(",").map((ref) => (ref ? refOf(ref) : null)) : []);
+
+export function joinSelection(selection) {
+  return selection.map((ref) => ref ?? "").join(",").replace(/,+$/, "");
+}
+
+/** The selection with the run put into the first free place, or taken out. */
+export function toggled(selection, runId, on = slotOf(selection, runId) < 0) {
+  const place = slotOf(selection, runId);
+  if (on === place >= 0) return selection;
+  const free = selection.indexOf(null);
+  const next = [...selection];
+  next[on ? (free < 0 ? next.length : free) : place] = on ? refOf(runId) : null;
+  return next;
+}
