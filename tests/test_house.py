@@ -66,7 +66,8 @@ def test_lab_logger_can_be_imported_without_site_packages(tmp_path):
 
 def test_agent_imports_neither_the_server_nor_the_logger():
     assert foreign(imports_of(tree_of("agent.py"))) <= {
-        "pydantic", "langchain_core", "langchain_ollama"}
+        "pydantic", "langchain_core", "langchain_ollama",
+        "langsmith"}                              # comes with langchain-core; its tracing is off
 
 
 def test_ailab_imports_pydantic_and_our_two_modules_only():
@@ -84,7 +85,8 @@ def test_ailab_imports_the_agent_inside_functions_only():
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_a_script_imports_only_what_its_room_allows(script):
-    imported = re.findall(r"(?:from|import)\s*\(?['\"]([^'\"]+)['\"]", script.read_text("utf-8"))
+    imported = re.findall(r"(?:^import\s+|\bfrom\s+|\bimport\()['\"]([^'\"]+)['\"]",
+                          without_comments(script.read_text("utf-8")), re.M)
     for name in imported:
         assert name.startswith(("./", "../")), f"{script.name} imports {name}"
         assert (script.parent / name).is_file()

@@ -1,0 +1,367 @@
+"""Bad input of every kind: one shape, one sentence, never a 5xx; and a store that breaks."""
+import http.client
+import json
+import os
+import socket
+import sqlite3
+import time
+import urllib.parse
+
+import pytest
+from conftest import insert_run, started
+
+PATH = "/runs/{run_id}/note"
+GETS = ["/health", "/runs", "/runs/leaderboard?metric_name=accuracy", "/lab", "/experiments",
+        "/metrics", "/openapi.json", "/runs/{run_id}", "/runs/{run_id}/metrics",
+        "/curves?ids={run_id}", "/runs/compare?ids={run_id}&ids=32c3d4e5", "/"]
+
+
+@pytest.fixture
+def refused(lab, api):
+    """refused(status, method, path, ...) -> the sentence, once its shape has been checked."""
+    def check(wanted, method, path, body=None, headers=None):
+        status, got_headers, answer = api(method, path.replace("{run_id}", lab.ids["svm_01"]), body,
+                                          headers)
+        wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+        assert status in wanted, (status, answer)
+        assert got_headers.get_content_type() == "application/json"
+        assert list(answer) == ["detail"]
+        sentence = answer["detail"]
+        assert is_one_sentence(sentence), sentence
+        return sentence
+    return check
+
+
+def is_one_sentence(text):
+    """Whether the text is one line for a user: no traceback, SQL or path of ours."""
+    leaks = ("Traceback", "File \"", "sqlite3.", "SELECT ", "ailab.py", "site-packages", "/tmp/",
+             "object at 0x", "pydantic", "validation error")
+    return (isinstance(text, str) and 10 < len(text) < 1_000 and "\n" not in text.strip()
+            and not [leak for leak in leaks if leak in text])
+
+
+# --- Parameters -----------------------------------------------------------------------
+
+BAD_PARAMETERS = [
+    ("/runs?limit=-1", "limit"), ("/runs?limit=0", "limit"), ("/runs?limit=1001", "limit"),
+    ("/runs?limit=ten", "limit"), ("/runs?limit=", "limit"), ("/runs?limit=1.0", "limit"),
+    ("/runs?limit=%2010", "limit"), ("/runs?limit=1_0", "limit"), ("/runs?limit=%D9%A3", "limit"),
+    ("/runs?offset=x", "offset"), ("/runs?offset=-1", "offset"),
+    ("/runs?offset=99999999999999999999999999", "offset"), ("/runs?offset=1e3", "offset"),
+    ("/runs?limit=5&limit=6", "limit"), ("/runs?model_name=a&model_name=b", "model_name"),
+    ("/runs?sort=timestamp&sort=duration", "sort"),
+    ("/runs?metric_name=accuracy&metric_min=nan", "metric_min"),
+    ("/runs?metric_name=accuracy&metric_max=NaN", "metric_max"),
+    ("/runs?metric_name=accuracy&metric_min=inf", "metric_min"),
+    ("/runs?metric_name=accuracy&metric_min=high", "metric_min"),
+    ("/runs?metric_name=accuracy&metric_min=1e999", "metric_min"),
+    ("/runs?metric_name=accuracy&metric_min=0x1", "metric_min"),
+    ("/runs?metric_name=accuracy&metric_min=1_0", "metric_min"),
+    ("/runs?metric_min=0.5", "metric_name"), ("/runs?status=paused", "status"),
+    ("/runs?order=up", "order"), ("/runs?sort=colour", "sort"),
+    ("/runs?from_timestamp=yesterday", "from_timestamp"),
+    ("/runs?to_timestamp=2026-02-30", "to_timestamp"),
+    ("/runs?colour=red", "colour"), ("/runs?Limit=5", "Limit"), ("/runs?where=1", "where"),
+    ("/runs/leaderboard", "metric_name"), ("/runs/leaderboard?metric_name=", "metric_name"),
+    ("/runs/leaderboard?metric_name=accuracy&top_k=0", "top_k"),
+    ("/runs/leaderboard?metric_name=accuracy&top_k=-5", "top_k"),
+    ("/runs/leaderboard?metric_name=accuracy&top_k=1001", "top_k"),
+    ("/runs/leaderboard?metric_name=accuracy&top_k=all", "top_k"),
+    ("/runs/leaderboard?metric_name=accuracy&order=worst", "order"),
+    ("/runs/leaderboard?metric_name=accuracy&colour=red", "colour"),
+    ("/runs/compare", "ids"), ("/runs/compare?ids=", "ids"), ("/runs/compare?ids={run_id}", "ids"),
+    ("/runs/compare?ids={run_id}&ids=32c3d4&colour=red", "colour"),
+    ("/curves", "ids"), ("/curves?names=loss", "ids"),
+    ("/curves?ids={run_id}&max_points=0", "max_points"),
+    ("/curves?ids={run_id}&max_points=1e9", "max_points"),
+    ("/curves?ids={run_id}&max_points=99999999", "max_points"),
+    ("/curves?ids={run_id}&x=colour", "x"), ("/curves?ids={run_id}&since=-1", "since"),
+    ("/curves?ids={run_id}&since=x", "since"), ("/curves?ids={run_id}&from=nan", "from"),
+    ("/curves?ids={run_id}&to=inf", "to"), ("/curves?ids={run_id}&colour=red", "colour"),
+    ("/runs/{run_id}/metrics?x=", "x"), ("/runs/{run_id}/metrics?colour=red", "colour"),
+    ("/runs/{run_id}?colour=red", "colour"), ("/lab?colour=red", "colour"),
+    ("/experiments?colour=red", "colour"), ("/metrics?colour=red", "colour"),
+]
+
+
+@pytest.mark.parametrize("path, name", BAD_PARAMETERS, ids=[path for path, _ in BAD_PARAMETERS])
+def test_a_bad_parameter_is_refused_by_its_name(refused, path, name):
+    assert name in refused(422, "GET", path)
+
+
+def test_an_unknown_parameter_is_answered_with_those_that_exist(refused):
+    sentence = refused(422, "GET", "/runs?experment_name=iris")
+    assert "'experment_name'" in sentence and "experiment_name" in sentence.replace(
+        "'experment_name'", "")
+
+
+@pytest.mark.parametrize("path", ["/runs?model_name=%ff%fe", "/runs?q=%c0%af", "/runs?%ff=1",
+                                  "/runs/%ff%fe%fd%fc%fb%fa", "/runs/compare?ids=%ff&ids=%fe",
+                                  "/static/%ff.js", "/%ff", "/runs?q=%ed%a0%80"])
+def test_escapes_that_are_no_utf8_are_refused(refused, path):
+    refused((400, 404, 422), "GET", path)
+
+
+@pytest.mark.parametrize("query", [
+    "model_name=" + "a" * 3_000, "q=" + "%20a" * 2_000, "&".join(["limit=1"] * 500),
+    "&".join(f"p{n}=1" for n in range(2_000)), "q=%00", "note_substring=%00%00", "&&&&", "=",
+    "=&=", "limit", "%", "%zz", "q=%", "?", "#", "model_name=%0d%0aX:%20y", ";limit=1",
+    "limit=1;offset=2", "metric_name=" + "[" * 1_000, "sort=metrics." + "a." * 1_000])
+def test_odd_queries_get_an_answer_or_a_sentence(lab, api, query):
+    status, _, answer = api("GET", "/runs?" + query)
+    assert status == 200 or (400 <= status < 500 and is_one_sentence(answer["detail"]))
+
+
+# --- Bodies -----------------------------------------------------------------------------
+
+JSON = {"Content-Type": "application/json"}
+BAD_BODIES = {
+    "empty": (b"", (400, 422)), "no json": (b"{note: x", (400, 422)),
+    "cut": (b'{"note": "x', (400, 422)),
+    "two": (b'{"note": "x"} {"note": "y"}', (400, 422)), "nothing": (b"{}", 422),
+    "list": (b'["note"]', 422), "text": (b'"note"', 422), "null": (b"null", 422),
+    "number": (b"1", 422),
+    "wrong type": (b'{"note": 5}', 422), "nested": (b'{"note": {"a": 1}}', 422),
+    "true": (b'{"note": true}', 422), "unknown key": (b'{"note": "x", "stars": 5}', 422),
+    "nan": (b'{"note": NaN}', (400, 422)), "too long": (
+        json.dumps({"note": "x" * 10_001}).encode(), 422),
+    "bytes": (b'{"note": "\xff\xfe"}', (400, 422)), "utf-16": ('{"note": "x"}'.encode("utf-16"),
+                                                            (400, 422)),
+    "deep": (b'{"note": ' + b"[" * 5_000 + b"]" * 5_000 + b"}", (400, 422)),
+    "deeper": (b"[" * 100_000, (400, 413, 422)), "lone surrogate": (b'{"note": "\\ud800"}', 422),
+    "digits": (b'{"note": ' + b"9" * 6_000 + b"}", (400, 422)),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_BODIES)
+def test_a_bad_body_is_refused_and_nothing_is_written(lab, refused, kind):
+    body, status = BAD_BODIES[kind]
+    before = lab.conn.execute("SELECT note FROM runs ORDER BY run_id").fetchall()
+    refused(status, "PATCH", PATH, body, JSON)
+    assert lab.conn.execute("SELECT note FROM runs ORDER BY run_id").fetchall() == before
+
+
+@pytest.mark.parametrize("body, status", [
+    (b"", (400, 422)), (b"{", (400, 422)), (b"{}", 422), (b'{"query": 5}', 422),
+    (b'{"query": null}', 422), (b'{"query": ""}', 422), (b'{"query": "   "}', 422), (b"[]", 422),
+    (json.dumps({"query": "x" * 100_001}).encode(), (413, 422))])
+def test_a_bad_question_is_refused(refused, body, status):
+    refused(status, "POST", "/agent/query", body, JSON)
+
+
+def test_a_note_of_exactly_10000_characters_is_taken(lab, api):
+    status, _, run = api("PATCH", PATH.format(run_id=lab.ids["svm_01"]), {"note": "ü" * 10_000})
+    assert (status, len(run["note"])) == (200, 10_000)
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(refused):
+    refused(413, "PATCH", PATH, None, {**JSON, "Content-Length": str(1 << 30)})
+
+
+def test_a_body_of_two_megabytes_is_too_large(refused):
+    refused(413, "PATCH", PATH, json.dumps({"note": "x" * (2 << 20)}).encode(), JSON)
+
+
+@pytest.mark.parametrize("path, method", [(PATH, "PATCH"), ("/agent/query", "POST")])
+def test_a_body_of_another_type_is_refused(refused, path, method):
+    sentence = refused(415, method, path, b'{"note": "x"}', {"Content-Type": "text/plain"})
+    assert "application/json" in sentence
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8",
+                                          "Application/JSON;charset=UTF-8"])
+def test_json_may_name_its_charset(lab, api, content_type):
+    assert api("PATCH", PATH.format(run_id=lab.ids["svm_01"]), b'{"note": "x"}',
+               {"Content-Type": content_type})[0] == 200
+
+
+@pytest.mark.parametrize("extra", [b"", b"Transfer-Encoding: chunked\r\n"])
+def test_a_body_without_a_length_is_refused(lab, server, extra):
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as client:
+        client.sendall(b"POST /agent/query HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: "
+                       b"application/json\r\n" + extra + b"\r\n")
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        assert answer.status in (400, 411)
+        assert list(json.loads(answer.read())) == ["detail"]
+
+
+# --- Paths and methods --------------------------------------------------------------------
+
+@pytest.mark.parametrize("path", ["/nothing", "/runs/", "/run", "/Runs", "/runs/x/y/z",
+                                  "/runs/{run_id}/", "/runs/{run_id}/colour", "/static", "/static/",
+                                  "/static/nothing.js", "/favicon.png", "//runs", "/runs//",
+                                  "/api/runs", "/docs", "/.env", "/lab.db", "/%2e%2e/", "/.", "/*"])
+def test_an_unknown_path_is_not_found(refused, path):
+    refused(404, "GET", path)
+
+
+@pytest.mark.parametrize("method, path", [
+    ("GET", "/runs/{}"), ("GET", "/runs/{}/metrics"), ("GET", "/runs/{}/artifacts/0"),
+    ("DELETE", "/runs/{}"), ("GET", "/runs/compare?ids={}&ids=32c3d4"), ("GET", "/curves?ids={}")])
+def test_an_unknown_run_is_not_found_and_named(refused, method, path):
+    sentence = refused(404, method, path.format("ffffffff-none"))
+    assert "'ffffffff-none'" in sentence or "artifact" in sentence
+
+
+def test_a_note_for_an_unknown_run_is_not_found(refused):
+    assert "'ffffffff-none'" in refused(404, "PATCH", "/runs/ffffffff-none/note", {"note": "x"})
+
+
+@pytest.mark.parametrize("method, path, allow", [
+    ("POST", "/runs", {"GET", "HEAD"}), ("PUT", "/runs", {"GET", "HEAD"}),
+    ("DELETE", "/runs", {"GET", "HEAD"}), ("POST", "/runs/{run_id}", {"GET", "HEAD", "DELETE"}),
+    ("PATCH", "/runs/{run_id}", {"GET", "HEAD", "DELETE"}),
+    ("GET", "/runs/{run_id}/note", {"PATCH"}), ("POST", "/runs/{run_id}/note", {"PATCH"}),
+    ("GET", "/agent/query", {"POST"}), ("DELETE", "/health", {"GET", "HEAD"}),
+    ("POST", "/", {"GET", "HEAD"}), ("PUT", "/static/app.js", {"GET", "HEAD"}),
+    ("POST", "/runs/compare", {"GET", "HEAD"}), ("OPTIONS", "/lab", {"GET", "HEAD"}),
+    ("TRACE", "/lab", {"GET", "HEAD"}), ("BREW", "/lab", {"GET", "HEAD"}),
+    ("get", "/lab", {"GET", "HEAD"})])
+def test_a_wrong_method_is_told_which_are_right(lab, api, method, path, allow):
+    status, headers, answer = api(method, path.replace("{run_id}", lab.ids["svm_01"]), {})
+    assert status == 405
+    assert set(headers["Allow"].replace(" ", "").split(",")) >= allow
+    assert {"POST", "PUT", "PATCH", "DELETE"} & set(headers["Allow"].replace(" ", "").split(",")) \
+        == allow - {"GET", "HEAD"}
+    assert list(answer) == ["detail"] and is_one_sentence(answer["detail"])
+
+
+def test_an_error_on_a_head_has_no_body(api):
+    status, headers, body = api("HEAD", "/nothing")
+    assert (status, body) == (404, b"")
+    assert int(headers["Content-Length"]) > 0
+
+
+# --- A store that fails under the server ------------------------------------------------------
+
+def break_store(db_path, content):
+    """Put other bytes in the store's place, as a careless copy would."""
+    for suffix in ("-wal", "-shm"):
+        if os.path.exists(db_path + suffix):
+            os.unlink(db_path + suffix)
+    os.replace(db_path, db_path + ".kept")
+    if content is not None:
+        with open(db_path, "wb") as file:
+            file.write(content)
+
+
+def restore_store(db_path):
+    for suffix in ("", "-wal", "-shm"):
+        if os.path.exists(db_path + suffix):
+            os.unlink(db_path + suffix)
+    os.replace(db_path + ".kept", db_path)
+
+
+@pytest.mark.parametrize("content", [None, b"no database at all " * 300,
+                                     b"SQLite format 3\0" + b"\xa5" * 8_000],
+                         ids=["missing", "text", "torn"])
+def test_a_store_that_breaks_is_a_503_until_it_is_back(lab, api, refused, content):
+    lab.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert len(api("GET", "/runs")[2]) == 12
+    lab.conn.close()
+    break_store(lab.db_path, content)
+    try:
+        for path in ("/runs", "/runs/{run_id}", "/lab", "/runs/leaderboard?metric_name=accuracy"):
+            sentence = refused(503, "GET", path)
+            assert "database" in sentence or "lab" in sentence
+        refused(503, "PATCH", PATH, {"note": "lost?"})
+        assert api("GET", "/")[0] == 200          # the page still comes, and says so
+    finally:
+        restore_store(lab.db_path)
+    assert len(api("GET", "/runs")[2]) == 12
+
+
+def test_a_store_replaced_by_another_is_served_anew(lab, api, tmp_path):
+    assert len(api("GET", "/runs")[2]) == 12
+    copy = sqlite3.connect(tmp_path / "copy.db")
+    lab.conn.backup(copy)
+    copy.execute("DELETE FROM runs WHERE run_id <> ?", (lab.ids["lr_01"],))
+    copy.commit()
+    copy.close()
+    lab.conn.close()
+    break_store(lab.db_path, None)
+    os.replace(tmp_path / "copy.db", lab.db_path)
+    assert [run["run_id"] for run in api("GET", "/runs")[2]] == [lab.ids["lr_01"]]
+
+
+def test_a_store_that_another_program_writes_is_read_all_the_same(lab, api):
+    writer = sqlite3.connect(lab.db_path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("UPDATE runs SET note = 'not yet'")
+    try:
+        before = time.monotonic()
+        for path in GETS:
+            path = path.replace("{run_id}", lab.ids["svm_01"])
+            status, _, answer = api("GET", path)
+            assert status == 200, answer
+        assert time.monotonic() - before < 2
+    finally:
+        writer.execute("ROLLBACK")
+        writer.close()
+
+
+def test_a_note_while_the_store_is_locked_is_saved_or_refused_but_never_falsely_confirmed(
+        lab, api, monkeypatch):
+    import ailab
+    monkeypatch.setattr(ailab, "WRITE_WAIT_S", 0.3)
+    writer = sqlite3.connect(lab.db_path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    try:
+        status, _, answer = api("PATCH", PATH.format(run_id=lab.ids["svm_01"]), {"note": "now"})
+    finally:
+        writer.execute("ROLLBACK")
+        writer.close()
+    assert status == 503
+    assert is_one_sentence(answer["detail"])
+    assert lab.conn.execute("SELECT note FROM runs WHERE run_id = ?",
+                            (lab.ids["svm_01"],)).fetchone() == (None,)
+    assert api("PATCH", PATH.format(run_id=lab.ids["svm_01"]), {"note": "now"})[0] == 200
+
+
+def test_an_unexpected_fault_is_a_500_without_a_word_of_it(lab, api, monkeypatch, capfd):
+    import ailab
+
+    def fault(*_, **__):
+        raise ZeroDivisionError("secret inner state")
+    monkeypatch.setattr(ailab, "list_metrics", fault)
+    status, _, answer = api("GET", "/metrics")
+    assert status == 500
+    assert list(answer) == ["detail"]
+    assert "secret" not in answer["detail"] and "ZeroDivision" not in answer["detail"]
+    assert "secret inner state" in capfd.readouterr().err
+    assert api("GET", "/health")[0] == 200
+
+
+def test_a_run_with_a_huge_row_is_served(lab, api):
+    params = {f"p{number}": "x" * 900 for number in range(3_000)}
+    insert_run(lab.conn, run_id="huge-row", timestamp=started(12), params_json=json.dumps(params),
+               git_diff="+x\n" * 300_000)
+    assert api("GET", "/runs/huge-row")[0] == 200
+    assert api("GET", "/runs?limit=1")[2][0]["run_id"] == "huge-row"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_random_request_is_ever_a_5xx(lab, api, seed):
+    import random
+    chance = random.Random(seed)
+    words = ["", "0", "-1", "1e309", "NaN", "'", '"', "%", "\x00", "a" * 300, "iris_sweep",
+             "accuracy", "metrics.accuracy", "asc", "é", "[", "{}", "null", "true",
+             "2026-11-01", "32c3d4",
+             lab.ids["svm_01"], "54e5f6", "..", "time", "9" * 40, "best", "params.learning_rate"]
+    names = ["limit", "offset", "metric_name", "metric_min", "metric_max", "q", "sort", "order",
+             "ids", "names", "x", "from", "to", "since", "max_points", "top_k", "status",
+             "model_name",
+             "from_timestamp", "note_substring", "colour"]
+    paths = ["/runs", "/runs/leaderboard", "/runs/compare", "/curves", "/lab", "/runs/32c3d4",
+             "/runs/32c3d4/metrics", "/metrics", "/experiments", "/runs/{}", "/runs/{}/metrics",
+             "/runs/{}/artifacts/{}", "/static/{}", "/{}"]
+    for _ in range(150):
+        path = chance.choice(paths)
+        while "{}" in path:
+            path = path.replace("{}", urllib.parse.quote(chance.choice(words), safe=""), 1)
+        query = urllib.parse.urlencode([(chance.choice(names), chance.choice(words))
+                                        for _ in range(chance.randrange(5))])
+        status, _, answer = api("GET", f"{path}?{query}")
+        assert status < 500, (path, query, answer)
+        assert status == 200 or status == 304 or is_one_sentence(answer["detail"]), (path, query)

@@ -1,0 +1,844 @@
+"""What the store answers, each case asked twice: of the store function and over HTTP."""
+import json
+import math
+import sqlite3
+import time
+import urllib.parse
+
+import pytest
+from conftest import RUNS, insert_points, insert_run, started
+from test_migrations import make_spec_lab
+
+import ailab
+import lab_logger
+
+NAN = float("nan")
+PATHS = {
+    "list_runs": "/runs", "leaderboard": "/runs/leaderboard", "compare": "/runs/compare",
+    "run": "/runs/{run_id}", "run_metrics": "/runs/{run_id}/metrics", "curves": "/curves",
+    "experiments": "/experiments", "metrics": "/metrics", "lab": "/lab"}
+
+
+def ask_http(api, name, run_id, query):
+    path = PATHS[name].format(run_id=run_id)
+    status, _, answer = api("GET", path + "?" + urllib.parse.urlencode(query, doseq=True))
+    return (answer, 200) if status == 200 else (answer["detail"], status)
+
+
+@pytest.fixture(params=["store", "http"])
+def answer(request, lab):
+    """answer("list_runs", limit=5) -> plain data, as JSON has it. A refusal fails the test."""
+    ask = asker(request, lab)
+
+    def good(name, run_id="", **query):
+        got, status = ask(name, run_id, **query)
+        assert status == 200, got
+        return got
+    return good
+
+
+@pytest.fixture(params=["store", "http"])
+def refusal(request, lab):
+    """refusal("run", "abc") -> (status, sentence). A good answer fails the test."""
+    ask = asker(request, lab)
+
+    def bad(name, run_id="", **query):
+        got, status = ask(name, run_id, **query)
+        assert status != 200, got
+        return status, got
+    return bad
+
+
+def asker(request, lab):
+    if request.param == "http":
+        api = request.getfixturevalue("api")
+        return lambda name, run_id="", **query: ask_http(api, name, run_id, query)
+    return lambda name, run_id="", **query: ask_store(lab.conn, name, run_id, query)
+
+
+def ids(lab, *names):
+    return [lab.ids[name] for name in names]
+
+
+def names(lab, runs):
+    return [lab.names.get(run["run_id"], run["run_id"]) for run in runs]
+
+
+def refresh(conn):
+    with lab_logger.transaction(conn):
+        lab_logger.refresh(conn)
+
+
+def trash(conn, run_id):
+    conn.execute("UPDATE runs SET deleted_at = '2026-11-20T00:00:00.000000Z' WHERE run_id = ?",
+                 (run_id,))
+
+
+# --- Lists ------------------------------------------------------------------------
+
+def test_a_run_in_a_list_tells_all_that_the_table_shows(lab, answer):
+    [run] = answer("list_runs", note_substring="PUBLISH")
+    assert run == {
+        "run_id": lab.ids["lr_01"], "timestamp": "2026-11-01T12:00:00.000000Z",
+        "ended_at": "2026-11-01T12:00:12.000000Z", "duration_s": 12.0, "status": "finished",
+        "experiment_name": "iris_sweep", "model_name": "logistic_regression",
+        "task_name": "classification", "dataset_id": "iris",
+        "command": "python train.py --model logistic_regression --learning_rate 0.1",
+        "git_hash": "0123456789abcdef0123456789abcdef01234567", "python_version": "3.11.9",
+        "wandb_url": None, "note": "PUBLISH: best of iris", "hostname": "testhost",
+        "heartbeat_at": None, "parent_run_id": None,
+        "params": {"model_name": "logistic_regression", "learning_rate": 0.1, "n_epochs": 5,
+                   "optimizer": {"name": "sgd", "momentum": 0.0}},
+        "final_metrics": {"accuracy": 0.95, "val_loss": 0.2, "f1": 0.94, "train_loss": 0.1},
+        "n_epochs_logged": 5}
+
+
+def test_a_run_that_was_killed_shows_its_last_logged_values(lab, answer):
+    [run] = answer("list_runs", status="killed")
+    assert run["final_metrics"] == {"accuracy": 0.6, "val_loss": 0.9, "train_loss": 0.1}
+    assert run["n_epochs_logged"] == 3
+
+
+def test_a_nan_in_the_final_metrics_is_the_word_nan(lab, answer):
+    [run] = answer("list_runs", note_substring="diverged")
+    assert run["final_metrics"] == {"accuracy": 0.33, "val_loss": "NaN", "train_loss": 0.1}
+
+
+def test_infinities_in_the_final_metrics_are_words(lab, answer):
+    insert_run(lab.conn, run_id="endless", timestamp=started(12), final_metrics_json=json.dumps(
+        {"up": "Infinity", "down": "-Infinity", "huge": 1e300}))
+    insert_points(lab.conn, "endless", [(1, "logged", math.inf)])
+    refresh(lab.conn)
+    run = answer("list_runs", limit=1)[0]
+    assert run["final_metrics"] == {"up": "Infinity", "down": "-Infinity", "huge": 1e300,
+                                    "logged": "Infinity"}
+
+
+def test_a_run_without_points_has_no_number_of_epochs(lab, answer):
+    insert_run(lab.conn, run_id="bare", timestamp=started(12))
+    refresh(lab.conn)
+    run = answer("list_runs", limit=1)[0]
+    assert (run["run_id"], run["n_epochs_logged"], run["params"], run["final_metrics"]) == (
+        "bare", None, {}, {})
+
+
+def test_a_row_with_nothing_but_its_id_is_listed_last(lab, answer):
+    insert_run(lab.conn, run_id="no-time")
+    runs = answer("list_runs")
+    assert len(runs) == 13
+    assert runs[-1]["run_id"] == "no-time"
+    assert runs[-1]["timestamp"] is None
+
+
+@pytest.mark.parametrize("broken", ["{not json", "", "null", "[1]", "\"x\"", "{\"a\": NaN}",
+                                    "{\"a\": 1e999}", "[" * 10_000, "\x00"])
+def test_invalid_json_in_a_column_never_breaks_an_answer(lab, answer, broken):
+    insert_run(lab.conn, run_id="broken-row", timestamp=started(12), params_json=broken,
+               final_metrics_json=broken, artifacts_json=broken, device_info=broken)
+    refresh(lab.conn)
+    assert answer("list_runs", limit=1)[0]["run_id"] == "broken-row"
+    detail = answer("run", "broken-row")
+    assert isinstance(detail["artifacts"], list)
+    assert isinstance(detail["device_info"], dict)
+    assert isinstance(answer("compare", ids=["broken-row", lab.ids["lr_01"]])["runs"], list)
+
+
+def test_deleted_runs_are_in_no_list_and_no_count(lab, answer):
+    trash(lab.conn, lab.ids["lr_01"])
+    assert lab.ids["lr_01"] not in [run["run_id"] for run in answer("list_runs")]
+    assert names(lab, answer("leaderboard", metric_name="accuracy", top_k=1)) == ["svm_01"]
+    assert {row["metric_name"] for row in answer("metrics")} == {
+        "accuracy", "val_loss", "train_loss"}     # f1 was its own
+    assert [row["n_runs"] for row in answer("experiments")
+            if row["experiment_name"] == "iris_sweep"] == [6]
+    assert answer("lab")["n_runs"] == 11
+
+
+def test_deleted_runs_are_not_found_one_by_one(lab, refusal):
+    trash(lab.conn, lab.ids["lr_01"])
+    assert refusal("run", lab.ids["lr_01"])[0] == 404
+    assert refusal("run_metrics", lab.ids["lr_01"])[0] == 404
+    assert refusal("compare", ids=ids(lab, "lr_01", "svm_01"))[0] == 404
+
+
+def test_a_deleted_run_when_restored_is_back_whole(lab, answer):
+    before = answer("run", lab.ids["lr_01"])
+    trash(lab.conn, lab.ids["lr_01"])
+    lab.conn.execute("UPDATE runs SET deleted_at = NULL")
+    assert answer("run", lab.ids["lr_01"]) == before
+
+
+def test_a_deleted_run_no_longer_makes_a_prefix_ambiguous(lab, answer):
+    trash(lab.conn, lab.ids["svm_001"])
+    assert answer("run", "54e5f6")["run_id"] == lab.ids["svm_01"]
+
+
+# --- One run ------------------------------------------------------------------------
+
+def test_a_run_tells_its_surroundings(lab, answer):
+    run = answer("run", lab.ids["lr_01"])
+    assert (run["pid"], run["cwd"], run["error"], run["git_diff"]) == (
+        4242, "/nowhere", None, "+lr = 0.1\n")
+    assert run["pip_freeze"] == "numpy==2.1.0\nscikit-learn==1.5.2"
+    assert run["device_info"] == {"cpu": "test", "n_cpus": 2, "gpus": []}
+    assert run["metrics_url"] == f"/runs/{lab.ids['lr_01']}/metrics"
+    assert (run["artifacts"], run["artifact_files"], run["child_run_ids"]) == ([], [], [])
+
+
+def test_a_run_summarises_each_metric(lab, answer):
+    summaries = {m["metric_name"]: m for m in answer("run", lab.ids["lr_01"])["metrics"]}
+    assert sorted(summaries) == ["accuracy", "f1", "train_loss", "val_loss"]
+    assert summaries["accuracy"] == {
+        "metric_name": "accuracy", "value": 0.95, "is_returned": True, "n_points": 5,
+        "direction": "maximize", "first_value": 0.87, "first_epoch": 1, "first_step": 100,
+        "last_value": 0.95, "last_epoch": 5, "last_step": 500, "min_value": 0.87, "min_epoch": 1,
+        "min_step": 100, "max_value": 0.95, "max_epoch": 5, "max_step": 500}
+    assert (summaries["f1"]["value"], summaries["f1"]["n_points"],
+            summaries["f1"]["last_value"]) == (0.94, 0, None)
+    assert (summaries["train_loss"]["is_returned"], summaries["train_loss"]["value"],
+            summaries["train_loss"]["direction"]) == (False, 0.1, "minimize")
+
+
+def test_a_diverged_metric_keeps_its_finite_extremes(lab, answer):
+    [loss] = [m for m in answer("run", lab.ids["diverged"])["metrics"]
+              if m["metric_name"] == "val_loss"]
+    assert (loss["value"], loss["last_value"]) == ("NaN", "NaN")
+    assert (loss["min_value"], loss["min_epoch"], loss["max_value"], loss["max_epoch"]) == (
+        0.9, 1, 1.5, 2)
+
+
+def test_a_failed_run_tells_its_traceback(lab, answer):
+    run = answer("run", lab.ids["failed"])
+    assert run["status"] == "failed"
+    assert run["error"].endswith("ValueError: learning rate too large\n")
+
+
+def test_a_run_names_the_runs_that_began_inside_it(lab, answer):
+    for number in (1, 2):
+        insert_run(lab.conn, run_id=f"child-{number}", timestamp=started(12, number),
+                   parent_run_id=lab.ids["lr_01"])
+    assert answer("run", lab.ids["lr_01"])["child_run_ids"] == ["child-1", "child-2"]
+
+
+@pytest.mark.parametrize("given", ["32c3d4", "32c3d4e5", "32c3d4e5-0003-4a00-8000-00000000000"])
+def test_a_unique_prefix_of_six_characters_or_more_is_enough(lab, answer, given):
+    assert answer("run", given)["run_id"] == lab.ids["lr_01"]
+    assert answer("run_metrics", given)["curves"][0]["run_id"] == lab.ids["lr_01"]
+    assert answer("compare", ids=[given, "10a1b2"])["run_ids"] == ids(lab, "lr_01", "lr_0001")
+    assert answer("curves", ids=[given], names=["accuracy"])["curves"][0]["run_id"] == \
+        lab.ids["lr_01"]
+
+
+def test_a_short_prefix_is_not_looked_up(lab, refusal):
+    assert refusal("run", "32c3d")[0] == 404
+
+
+def test_an_ambiguous_prefix_names_the_candidates(lab, refusal):
+    for call in (("run", "54e5f6"), ("run_metrics", "54e5f6a7")):
+        status, sentence = refusal(*call)
+        assert status == 409
+        assert lab.ids["svm_001"] in sentence and lab.ids["svm_01"] in sentence
+    assert refusal("compare", ids=["54e5f6", lab.ids["lr_01"]])[0] == 409
+    assert refusal("curves", ids=["54e5f6"])[0] == 409
+
+
+def test_a_whole_id_that_is_also_a_prefix_of_another_is_that_run(lab, answer):
+    insert_run(lab.conn, run_id="prefix-run", timestamp=started(12))
+    insert_run(lab.conn, run_id="prefix-run-2", timestamp=started(13))
+    assert answer("run", "prefix-run")["run_id"] == "prefix-run"
+
+
+@pytest.mark.parametrize("given", ["32c3d%", "______", "%%%%%%", "32c3d4%", "32C3D*", "32c3d?",
+                                   "[3]2c3d4", "32c3d_", "32c3d4e5-0003' OR '1'='1", "zzzzzz"])
+def test_wildcards_in_a_run_id_are_plain_characters(lab, refusal, given):
+    status, sentence = refusal("run", urllib.parse.quote(given))
+    assert status == 404
+    assert given in sentence or repr(given) in sentence or urllib.parse.quote(given) in sentence
+
+
+@pytest.mark.parametrize("run_id", ["a b", "ünïcode-run", "dots.and~tilde", "100%", "x:y", "#1",
+                                    "semi;colon", "quote'd", "plus+sign", "a&b=c"])
+def test_any_text_may_be_a_run_id(lab, api, run_id):
+    insert_run(lab.conn, run_id=run_id, timestamp=started(12))
+    status, _, run = api("GET", "/runs/" + urllib.parse.quote(run_id, safe=""))
+    assert (status, run["run_id"]) == (200, run_id)
+    assert api("GET", run["metrics_url"])[0] == 200
+
+
+# --- Leaderboard --------------------------------------------------------------------
+
+def test_a_leaderboard_is_descending_unless_told_otherwise(lab, answer):
+    board = answer("leaderboard", metric_name="accuracy", top_k=4)
+    assert [run["metric_value"] for run in board] == [0.95, 0.95, 0.91, 0.9]
+    assert {run["metric_name"] for run in board} == {"accuracy"}
+    assert {run["direction"] for run in board} == {"maximize"}
+
+
+def test_a_leaderboard_ranks_a_tie_with_one_rank(lab, answer):
+    board = answer("leaderboard", metric_name="accuracy", top_k=3)
+    assert sorted(names(lab, board[:2])) == ["lr_01", "svm_01"]
+    assert [run["rank"] for run in board] in ([1, 1, 3], [1, 2, 3])
+
+
+def test_a_leaderboard_never_ranks_nan_nor_a_run_without_the_metric(lab, answer):
+    for order in ("asc", "desc", "best"):
+        board = answer("leaderboard", metric_name="val_loss", top_k=100, order=order)
+        assert len(board) == 11
+        assert "diverged" not in names(lab, board)
+        assert len(answer("leaderboard", metric_name="f1", order=order)) == 1
+
+
+@pytest.mark.parametrize("metric_name, order, first", [
+    ("val_loss", "asc", "lr_01"), ("val_loss", "desc", "failed"), ("val_loss", "best", "lr_01"),
+    ("accuracy", "asc", "diverged")])
+def test_a_leaderboards_order_says_which_end_comes_first(lab, answer, metric_name, order, first):
+    assert names(lab, answer("leaderboard", metric_name=metric_name, order=order, top_k=1)) == [
+        first]
+
+
+def test_a_leaderboard_by_best_takes_the_highest_accuracy(lab, answer):
+    assert answer("leaderboard", metric_name="accuracy", order="best", top_k=1)[0][
+        "metric_value"] == 0.95
+
+
+@pytest.mark.parametrize("filters, first", [
+    ({"model_name": "perceptron"}, "perceptron_001"), ({"status": "killed"}, "killed"),
+    ({"dataset_id": "digits", "to_timestamp": "2026-11-01T16:30:00Z"}, "perceptron_0001"),
+    ({"q": "diverged"}, "diverged"), ({"metric_max": "0.9", "experiment_name": "iris_sweep"},
+                                      "lr_001")])
+def test_a_leaderboard_takes_the_filters_of_the_list(lab, answer, filters, first):
+    assert names(lab, answer("leaderboard", metric_name="accuracy", top_k=1, **filters)) == [first]
+
+
+def test_a_leaderboard_whose_filters_leave_nothing_is_empty(lab, answer):
+    assert answer("leaderboard", metric_name="accuracy", model_name="resnet") == []
+
+
+def test_a_leaderboard_of_an_unknown_metric_names_near_ones(lab, refusal):
+    status, sentence = refusal("leaderboard", metric_name="acuracy")
+    assert status == 404
+    assert "'acuracy'" in sentence and "accuracy" in sentence.replace("'acuracy'", "")
+
+
+def test_a_leaderboard_ranks_infinities_as_numbers(lab, answer):
+    insert_run(lab.conn, run_id="endless", timestamp=started(12),
+               final_metrics_json='{"accuracy": "Infinity"}')
+    refresh(lab.conn)
+    best = answer("leaderboard", metric_name="accuracy", top_k=1)[0]
+    assert (best["run_id"], best["metric_value"]) == ("endless", "Infinity")
+
+
+# --- Curves ---------------------------------------------------------------------------
+
+def spiky(conn, n=20_000, at=13_337):
+    """A run of n points around 1.0 with a single 5.0 at epoch `at`."""
+    insert_run(conn, run_id="spiky-run", timestamp=started(12))
+    insert_points(conn, "spiky-run", (
+        (epoch, "loss", 5.0 if epoch == at else 1.0 + (epoch % 10) / 1000)
+        for epoch in range(1, n + 1)))
+    refresh(conn)
+
+
+def only_curve(got):
+    [curve] = got["curves"]
+    return curve
+
+
+def test_a_short_curve_has_every_point_as_it_was_logged(lab, answer):
+    got = answer("run_metrics", lab.ids["lr_01"], names=["accuracy"])
+    assert got["x"] == "epoch"
+    curve = only_curve(got)
+    assert (curve["run_id"], curve["metric_name"], curve["n_points"]) == (
+        lab.ids["lr_01"], "accuracy", 5)
+    assert curve["x"] == [1, 2, 3, 4, 5]
+    for column in ("first", "min", "max", "last", "mean"):
+        assert curve[column] == [0.87, 0.89, 0.91, 0.93, 0.95]
+    assert curve["count"] == [1, 1, 1, 1, 1]
+    assert (curve["nonfinite"], curve["n_nonfinite"]) == ([], 0)
+    assert curve["time"][0] == pytest.approx(1793534401.0)     # 2026-11-01T12:00:01Z
+    assert curve["time"][4] - curve["time"][0] == pytest.approx(4.0)
+
+
+def test_curves_of_a_run_are_all_its_logged_metrics_unless_named(lab, answer):
+    curves = answer("run_metrics", lab.ids["lr_01"])["curves"]
+    assert sorted(c["metric_name"] for c in curves) == ["accuracy", "train_loss", "val_loss"]
+
+
+def test_curves_of_many_runs_come_in_one_answer(lab, answer):
+    got = answer("curves", ids=ids(lab, "lr_01", "svm_01"), names=["accuracy", "val_loss"])
+    assert sorted((lab.names[c["run_id"]], c["metric_name"]) for c in got["curves"]) == [
+        ("lr_01", "accuracy"), ("lr_01", "val_loss"), ("svm_01", "accuracy"),
+        ("svm_01", "val_loss")]
+
+
+def test_curves_of_a_metric_that_a_run_lacks_are_left_out_or_empty(lab, answer):
+    got = answer("curves", ids=ids(lab, "lr_01"), names=["accuracy", "f1", "nothing"])
+    assert [c["metric_name"] for c in got["curves"] if c["n_points"]] == ["accuracy"]
+
+
+@pytest.mark.parametrize("max_points", [10, 100, 1000])
+def test_a_long_curve_keeps_a_single_spike(lab, answer, max_points):
+    spiky(lab.conn)
+    curve = only_curve(answer("run_metrics", "spiky-run", max_points=max_points))
+    assert curve["n_points"] == 20_000
+    assert 0 < len(curve["x"]) <= max_points
+    assert max(curve["max"]) == 5.0
+    assert min(curve["min"]) == 1.0
+    assert sum(curve["count"]) == 20_000
+    assert curve["first"][0] == 1.001 and curve["last"][-1] == 1.0
+    assert {len(curve[c]) for c in ("x", "time", "first", "min", "max", "last", "mean",
+                                    "count")} == {len(curve["x"])}
+
+
+def test_a_long_curves_means_average_what_was_logged(lab, answer):
+    spiky(lab.conn)
+    curve = only_curve(answer("run_metrics", "spiky-run", max_points=50))
+    total = sum(mean * count for mean, count in zip(curve["mean"], curve["count"], strict=True))
+    assert total / 20_000 == pytest.approx(1.0045 + (5.0 - 1.007) / 20_000, abs=1e-9)
+
+
+def test_a_long_curves_x_goes_up(lab, answer):
+    spiky(lab.conn)
+    x = only_curve(answer("run_metrics", "spiky-run", max_points=100))["x"]
+    assert x == sorted(x)
+    assert 1 <= x[0] <= 200 and 19_800 <= x[-1] <= 20_000
+
+
+def test_a_curve_of_exactly_max_points_is_not_bucketed(lab, answer):
+    curve = only_curve(answer("run_metrics", lab.ids["lr_01"], names=["accuracy"], max_points=5))
+    assert curve["count"] == [1, 1, 1, 1, 1]
+
+
+def test_a_window_keeps_its_points_only(lab, answer):
+    curve = only_curve(answer("run_metrics", lab.ids["lr_01"], names=["accuracy"],
+                              **{"from": 2, "to": 4}))
+    assert (curve["x"], curve["n_points"]) == ([2, 3, 4], 3)
+
+
+def test_a_window_zoomed_into_a_long_curve_shows_every_point(lab, answer):
+    spiky(lab.conn)
+    curve = only_curve(answer("run_metrics", "spiky-run", max_points=50,
+                              **{"from": 13_330, "to": 13_340}))
+    assert curve["x"] == list(range(13_330, 13_341))
+    assert curve["last"][7] == 5.0
+
+
+def test_since_the_cursor_only_new_points_come(lab, answer):
+    first = only_curve(answer("run_metrics", lab.ids["lr_01"], names=["accuracy"]))
+    insert_points(lab.conn, lab.ids["lr_01"], [(6, "accuracy", 0.96), (7, "accuracy", 0.97)])
+    more = only_curve(answer("run_metrics", lab.ids["lr_01"], names=["accuracy"],
+                             since=first["cursor"]))
+    assert (more["x"], more["last"], more["n_points"]) == ([6, 7], [0.96, 0.97], 2)
+    assert more["cursor"] > first["cursor"]
+
+
+def test_since_the_cursor_when_nothing_is_new_nothing_comes(lab, answer):
+    first = only_curve(answer("run_metrics", lab.ids["lr_01"], names=["accuracy"]))
+    again = answer("run_metrics", lab.ids["lr_01"], names=["accuracy"], since=first["cursor"])
+    assert all(curve["x"] == [] and curve["cursor"] == first["cursor"]
+               for curve in again["curves"])
+
+
+def test_a_curve_marks_where_it_was_not_a_number(lab, answer):
+    curve = only_curve(answer("run_metrics", lab.ids["diverged"], names=["val_loss"]))
+    assert curve["x"] == [1, 2, 3, 4, 5]
+    assert curve["last"] == [0.9, 1.5, None, None, None]
+    assert curve["mean"] == [0.9, 1.5, None, None, None]
+    assert curve["nonfinite"] == [{"x": 3, "value": "NaN"}, {"x": 4, "value": "NaN"},
+                                  {"x": 5, "value": "NaN"}]
+    assert curve["n_nonfinite"] == 3
+
+
+def test_a_curve_marks_infinities_with_their_sign(lab, answer):
+    insert_run(lab.conn, run_id="endless", timestamp=started(12))
+    insert_points(lab.conn, "endless", [(1, "loss", 1.0), (2, "loss", math.inf),
+                                        (3, "loss", -math.inf)])
+    curve = only_curve(answer("run_metrics", "endless"))
+    assert curve["nonfinite"] == [{"x": 2, "value": "Infinity"}, {"x": 3, "value": "-Infinity"}]
+    assert curve["max"] == [1.0, None, None]
+
+
+def test_a_curve_marks_at_most_100_nonfinite_points_and_counts_all(lab, answer):
+    insert_run(lab.conn, run_id="all-nan", timestamp=started(12))
+    insert_points(lab.conn, "all-nan", [(epoch, "loss", None) for epoch in range(1, 501)])
+    curve = only_curve(answer("run_metrics", "all-nan", max_points=50))
+    assert len(curve["nonfinite"]) == 100
+    assert curve["n_nonfinite"] == 500
+    assert set(curve["last"]) == {None}
+
+
+def test_a_nan_beside_a_spike_in_one_bucket_hides_neither(lab, answer):
+    spiky(lab.conn)
+    lab.conn.execute("UPDATE run_metrics SET metric_value = NULL WHERE epoch = 13338 "
+                     "AND run_id = 'spiky-run'")
+    curve = only_curve(answer("run_metrics", "spiky-run", max_points=10))
+    assert max(curve["max"]) == 5.0
+    assert curve["nonfinite"] == [{"x": 13_338, "value": "NaN"}]
+
+
+def test_x_may_be_the_step(lab, answer):
+    got = answer("run_metrics", lab.ids["lr_01"], names=["accuracy"], x="step")
+    assert got["x"] == "step"
+    assert only_curve(got)["x"] == [100, 200, 300, 400, 500]
+
+
+def test_x_may_be_the_time(lab, answer):
+    got = answer("run_metrics", lab.ids["lr_01"], names=["accuracy"], x="time")
+    curve = only_curve(got)
+    assert got["x"] == "time"
+    assert curve["x"] == pytest.approx([1793534401.0 + n for n in range(5)])
+
+
+def test_x_as_time_drops_points_without_one(lab, answer):
+    insert_run(lab.conn, run_id="timeless", timestamp=started(12))
+    insert_points(lab.conn, "timeless", [(1, "loss", 1.0)])
+    got = answer("run_metrics", "timeless", x="time")
+    assert all(curve["x"] == [] for curve in got["curves"])
+
+
+def test_x_falls_back_from_epoch_to_step_to_the_points_number(lab, answer):
+    insert_run(lab.conn, run_id="mixed-run", timestamp=started(12))
+    lab.conn.executemany(
+        "INSERT INTO run_metrics (run_id, metric_name, metric_value, epoch, step) "
+        "VALUES ('mixed-run', ?, ?, ?, ?)",
+        [("by_step", 1.0, None, 10), ("by_step", 2.0, None, 20), ("by_number", 1.0, None, None),
+         ("by_number", 2.0, None, None), ("by_epoch", 1.0, 7, None)])
+    curves = {c["metric_name"]: c for c in answer("run_metrics", "mixed-run")["curves"]}
+    assert curves["by_step"]["x"] == [10, 20]
+    assert curves["by_number"]["x"] == [1, 2]
+    assert curves["by_epoch"]["x"] == [7]
+    curves = {c["metric_name"]: c for c in answer("run_metrics", "mixed-run", x="step")["curves"]}
+    assert curves["by_epoch"]["x"] == [7]
+
+
+def test_a_curve_keeps_the_order_of_logging_when_epochs_repeat(lab, answer):
+    insert_run(lab.conn, run_id="restarted", timestamp=started(12))
+    insert_points(lab.conn, "restarted", [(1, "loss", 3.0), (2, "loss", 2.0), (1, "loss", 2.5)])
+    curve = only_curve(answer("run_metrics", "restarted"))
+    assert (curve["x"], curve["last"]) == ([1, 2, 1], [3.0, 2.0, 2.5])
+
+
+def test_text_where_a_metric_should_be_never_breaks_a_curve(lab, answer):
+    insert_run(lab.conn, run_id="texty-run", timestamp=started(12))
+    insert_points(lab.conn, "texty-run", [(1, "loss", 1.0), ("two", "loss", "high"),
+                                          (3, "loss", b"\x00"), (4, "loss", 0.5)])
+    refresh(lab.conn)
+    curve = only_curve(answer("run_metrics", "texty-run"))
+    assert curve["last"][0] == 1.0 and curve["last"][-1] == 0.5
+    assert answer("run", "texty-run")["run_id"] == "texty-run"
+    assert answer("list_runs", limit=1)[0]["run_id"] == "texty-run"
+
+
+@pytest.mark.parametrize("query", [{"x": "colour"}, {"max_points": 0}, {"max_points": "many"},
+                                   {"since": "x"}, {"from": "a"}, {"to": "nan"}])
+def test_a_bad_curve_parameter_is_refused_by_name(lab, refusal, query):
+    status, sentence = refusal("run_metrics", lab.ids["lr_01"], **query)
+    assert status == 422
+    assert next(iter(query)) in sentence
+
+
+# --- Compare ----------------------------------------------------------------------------
+
+def test_compare_keeps_the_order_asked_for(lab, answer):
+    wanted = ids(lab, "svm_01", "diverged", "lr_01")
+    got = answer("compare", ids=wanted)
+    assert got["run_ids"] == wanted
+    assert [run["run_id"] for run in got["runs"]] == wanted
+
+
+def test_compare_unites_the_keys(lab, answer):
+    got = answer("compare", ids=ids(lab, "lr_01", "killed"))
+    assert sorted(got["metric_keys"]) == ["accuracy", "f1", "train_loss", "val_loss"]
+    assert sorted(got["param_keys"]) == ["learning_rate", "model_name", "n_epochs",
+                                         "optimizer.momentum", "optimizer.name"]
+
+
+def test_compare_names_the_params_that_differ_nested_ones_too(lab, answer):
+    got = answer("compare", ids=ids(lab, "lr_01", "perceptron_01"))
+    assert sorted(got["differing_params"]) == ["model_name", "optimizer.momentum"]
+
+
+def test_compare_counts_a_missing_param_as_a_difference(lab, answer):
+    insert_run(lab.conn, run_id="fewer", timestamp=started(12), params_json='{"n_epochs": 5}')
+    refresh(lab.conn)
+    got = answer("compare", ids=["fewer", lab.ids["lr_01"]])
+    assert "learning_rate" in got["differing_params"]
+    assert "n_epochs" not in got["differing_params"]
+
+
+def test_compare_names_every_run_of_a_tie_as_best(lab, answer):
+    got = answer("compare", ids=ids(lab, "svm_01", "lr_01", "svm_001"))
+    assert got["best"]["accuracy"]["direction"] == "maximize"
+    assert got["best"]["accuracy"]["value"] == 0.95
+    assert sorted(got["best"]["accuracy"]["run_ids"]) == sorted(ids(lab, "svm_01", "lr_01"))
+    assert got["best"]["val_loss"] == {"direction": "minimize", "value": 0.2,
+                                       "run_ids": ids(lab, "lr_01")}
+
+
+def test_compare_never_takes_nan_for_the_best(lab, answer):
+    insert_run(lab.conn, run_id="nan-only", timestamp=started(12),
+               final_metrics_json='{"odd_metric": "NaN"}')
+    refresh(lab.conn)
+    got = answer("compare", ids=[lab.ids["diverged"], lab.ids["killed"], "nan-only"])
+    assert got["best"]["val_loss"]["run_ids"] == ids(lab, "killed")
+    assert "odd_metric" not in got["best"]
+    assert "odd_metric" in got["metric_keys"]
+
+
+def test_compare_names_the_packages_that_differ(lab, answer):
+    a, b = ids(lab, "lr_01", "perceptron_01")
+    assert answer("compare", ids=[a, b])["differing_packages"] == {
+        "scikit-learn": {a: "1.5.2", b: "1.6.0"}}
+
+
+def test_compare_says_null_for_a_package_one_run_lacks(lab, answer):
+    insert_run(lab.conn, run_id="with-torch", timestamp=started(12),
+               pip_freeze="numpy==2.1.0\nscikit-learn==1.5.2\ntorch==2.5.0")
+    got = answer("compare", ids=["with-torch", lab.ids["lr_01"]])
+    assert got["differing_packages"] == {"torch": {"with-torch": "2.5.0", lab.ids["lr_01"]: None}}
+
+
+def test_compare_shows_each_runs_metrics_artifacts_and_diff(lab, answer):
+    first = answer("compare", ids=ids(lab, "lr_01", "svm_01"))["runs"][0]
+    assert first["git_diff"] == "+lr = 0.1\n"
+    assert first["artifacts"] == []
+    assert [m["metric_name"] for m in first["metrics"] if m["max_epoch"] == 5] == ["accuracy"]
+    assert first["final_metrics"]["f1"] == 0.94
+
+
+def test_compare_drops_an_id_given_twice(lab, answer):
+    a, b = ids(lab, "lr_01", "svm_01")
+    assert answer("compare", ids=[a, b, a, a[:8]])["run_ids"] == [a, b]
+
+
+@pytest.mark.parametrize("count", [0, 1, 21])
+def test_compare_takes_2_to_20_runs(lab, refusal, count):
+    for number in range(21):
+        insert_run(lab.conn, run_id=f"many-{number:02d}", timestamp=started(12))
+    status, sentence = refusal("compare", ids=[f"many-{n:02d}" for n in range(count)])
+    assert status == 422
+    assert "2" in sentence and "20" in sentence
+
+
+def test_compare_of_one_run_twice_is_refused(lab, refusal):
+    assert refusal("compare", ids=[lab.ids["lr_01"]] * 2)[0] == 422
+
+
+def test_compare_of_twenty_runs_works(lab, answer):
+    for number in range(20):
+        insert_run(lab.conn, run_id=f"many-{number:02d}", timestamp=started(12))
+    assert len(answer("compare", ids=[f"many-{n:02d}" for n in range(20)])["runs"]) == 20
+
+
+# --- Names ---------------------------------------------------------------------------
+
+def test_experiments_are_counted(lab, answer):
+    got = {row["experiment_name"]: row for row in answer("experiments")}
+    assert {name: (row["n_runs"], row["n_running"]) for name, row in got.items()} == {
+        "iris_sweep": (7, 0), "digits_sweep": (5, 0)}
+    assert got["digits_sweep"]["last_activity"] >= "2026-11-01T21:00:00"
+
+
+def test_metrics_come_with_their_direction_most_used_first(lab, answer):
+    got = [(row["metric_name"], row["n_runs"], row["direction"]) for row in answer("metrics")]
+    assert sorted(got[:3]) == [("accuracy", 12, "maximize"), ("train_loss", 12, "minimize"),
+                               ("val_loss", 12, "minimize")]
+    assert got[3:] == [("f1", 1, "maximize")]
+
+
+@pytest.mark.parametrize("name, direction", [
+    ("loss", "minimize"), ("val_loss", "minimize"), ("val/loss", "minimize"),
+    ("test.rmse", "minimize"), ("eval-perplexity", "minimize"), ("word err rate", "minimize"),
+    ("train_time", "minimize"), ("ms", "minimize"), ("Val_Loss", "minimize"),
+    ("accuracy", "maximize"), ("f1", "maximize"), ("lossless_ratio", "maximize"),
+    ("auc", "maximize"), ("timely", "maximize"), ("r2", "maximize"), ("reward", "maximize")])
+def test_a_metric_is_minimised_when_a_word_of_its_name_says_so(name, direction):
+    assert ailab.direction(name) == direction
+
+
+def test_the_lab_at_a_glance_counts_and_names(lab, answer):
+    got = answer("lab")
+    assert got["project"] == "ai-lab"
+    assert got["version"] == lab_logger.__version__
+    assert got["n_runs"] == 12
+    assert got["counts"] == {"running": 0, "finished": 10, "failed": 1, "killed": 1}
+    assert {row["name"]: row["n_runs"] for row in got["models"]} == {
+        "logistic_regression": 4, "linear_svm": 4, "perceptron": 4}
+    assert {row["name"]: row["n_runs"] for row in got["datasets"]} == {"iris": 7, "digits": 5}
+    assert {row["name"]: row["n_runs"] for row in got["tasks"]} == {"classification": 12}
+    assert {row["experiment_name"] for row in got["experiments"]} == {"iris_sweep", "digits_sweep"}
+    params = {row["param_name"]: (row["n_runs"], row["n_values"]) for row in got["params"]}
+    assert params == {"learning_rate": (12, 6), "model_name": (12, 3), "n_epochs": (12, 1),
+                      "optimizer.name": (12, 1), "optimizer.momentum": (12, 2)}
+    assert {row["metric_name"] for row in got["metrics"]} == {
+        "accuracy", "val_loss", "train_loss", "f1"}
+
+
+# --- Notes and the trash --------------------------------------------------------------
+
+def test_a_note_when_set_is_in_the_store_and_in_the_answer(lab, api):
+    status, _, run = api("PATCH", f"/runs/{lab.ids['svm_01']}/note", {"note": "PUBLISH: svm"})
+    assert (status, run["note"], run["run_id"]) == (200, "PUBLISH: svm", lab.ids["svm_01"])
+    assert lab.conn.execute("SELECT note FROM runs WHERE run_id = ?",
+                            (lab.ids["svm_01"],)).fetchone() == ("PUBLISH: svm",)
+
+
+def test_a_note_when_null_is_taken_off(lab, api):
+    assert api("PATCH", f"/runs/{lab.ids['lr_01']}/note", {"note": None})[2]["note"] is None
+    assert lab.conn.execute("SELECT count(*) FROM runs WHERE note LIKE 'PUBLISH%'").fetchone() == (
+        0,)
+
+
+def test_set_note_takes_a_prefix(lab):
+    ailab.set_note(lab.conn, "32c3d4", "by prefix")
+    assert lab.conn.execute("SELECT note FROM runs WHERE run_id = ?",
+                            (lab.ids["lr_01"],)).fetchone() == ("by prefix",)
+
+
+def test_a_deleted_run_keeps_its_row_and_its_artifact_files(lab, api, tmp_path):
+    artifact = tmp_path / "work" / "model.joblib"
+    artifact.write_text("weights")
+    lab.conn.execute("UPDATE runs SET artifacts_json = ?, cwd = ? WHERE run_id = ?",
+                     (json.dumps([str(artifact)]), str(tmp_path / "work"), lab.ids["svm_01"]))
+    status, _, got = api("DELETE", f"/runs/{lab.ids['svm_01']}")
+    assert (status, got["run_id"]) == (200, lab.ids["svm_01"])
+    assert lab.conn.execute("SELECT deleted_at FROM runs WHERE run_id = ?",
+                            (lab.ids["svm_01"],)).fetchone() == (got["deleted_at"],)
+    assert artifact.read_text() == "weights"
+    assert api("GET", f"/runs/{lab.ids['svm_01']}")[0] == 404
+    assert api("DELETE", f"/runs/{lab.ids['svm_01']}")[0] == 404
+
+
+# --- Cost -------------------------------------------------------------------------------
+
+def n_statements(conn, call):
+    statements = []
+    conn.set_trace_callback(statements.append)
+    try:
+        call()
+    finally:
+        conn.set_trace_callback(None)
+    return len(statements)
+
+
+@pytest.mark.parametrize("name", ["list_runs", "leaderboard", "compare", "curves", "metrics",
+                                  "lab"])
+def test_the_number_of_statements_does_not_grow_with_the_runs(lab, name):
+    few = {"compare": {"ids": ids(lab, "lr_01", "svm_01")},
+           "curves": {"ids": ids(lab, "lr_01")}, "list_runs": {"limit": 2},
+           "leaderboard": {"metric_name": "accuracy", "top_k": 2}}.get(name, {})
+    many = {"compare": {"ids": [run.run_id for run in RUNS]},
+            "curves": {"ids": [run.run_id for run in RUNS]}, "list_runs": {"limit": 12},
+            "leaderboard": {"metric_name": "accuracy", "top_k": 12}}.get(name, {})
+
+    def count(query):
+        return n_statements(lab.conn, lambda: ask_store(lab.conn, name, "", query))
+    if name in ("metrics", "lab"):
+        before = count(few)
+        for number in range(50):
+            insert_run(lab.conn, run_id=f"more-{number}", experiment_name=f"more-{number}",
+                       params_json=f'{{"p{number}": 1}}', final_metrics_json=f'{{"m{number}": 1}}')
+        refresh(lab.conn)
+        assert count(many) == before
+    elif name in ("compare", "curves"):       # one look-up for each id, at most
+        extra = len(many["ids"]) - len(few["ids"])
+        assert count(many) - count(few) <= extra
+    else:
+        assert count(many) == count(few)
+
+
+# --- Rows that came by plain SQL ----------------------------------------------------------
+
+def plain(db_path, *statements):
+    with sqlite3.connect(db_path, timeout=10) as other:
+        for statement, values in statements:
+            other.execute(statement, values)
+    other.close()
+
+
+def soon(check, within_s=6.0):
+    """Ask again until it is true: the server looks for foreign changes every two seconds."""
+    deadline = time.monotonic() + within_s
+    while True:
+        got = check()
+        if got or time.monotonic() > deadline:
+            return got
+        time.sleep(0.05)
+
+
+INSERT_RUN = ("INSERT INTO runs (run_id, timestamp, experiment_name, params_json, "
+              "final_metrics_json) VALUES (?, ?, ?, ?, ?)",
+              ("plain-sql", "2026-12-01T00:00:00", "by_hand", '{"learning_rate": 7}',
+               '{"accuracy": 0.99}'))
+
+
+def test_a_lab_made_by_plain_sql_is_served_whole(spec_api):
+    runs = spec_api("GET", "/runs")[2]
+    assert [run["run_id"] for run in runs] == ["run-b", "run-a"]
+    assert runs[1]["params"] == {"learning_rate": 0.1}
+    assert runs[1]["final_metrics"] == {"accuracy": 0.9, "f1": 0.8, "train_loss": 0.25}
+    board = spec_api("GET", "/runs/leaderboard?metric_name=accuracy")[2]
+    assert [(run["run_id"], run["metric_value"]) for run in board] == [("run-a", 0.9),
+                                                                       ("run-b", 0.7)]
+    curve = only_curve(spec_api("GET", "/runs/run-a/metrics?names=train_loss")[2])
+    assert (curve["x"], curve["last"], curve["time"]) == ([1, 2], [0.5, 0.25], [None, None])
+    assert spec_api("GET", "/experiments")[2][0]["n_runs"] == 2
+
+
+@pytest.fixture
+def spec_api(db_path, request):
+    make_spec_lab(db_path)
+    return request.getfixturevalue("api")
+
+
+def test_a_run_inserted_by_plain_sql_shows_up_everywhere(lab, api):
+    api("GET", "/runs")
+    plain(lab.db_path, INSERT_RUN, ("INSERT INTO run_metrics (run_id, epoch, metric_name, "
+                                    "metric_value) VALUES ('plain-sql', 1, 'accuracy', 0.5)", ()))
+    assert soon(lambda: api("GET", "/runs")[2][0]["run_id"] == "plain-sql")
+    assert soon(lambda: api("GET", "/runs/leaderboard?metric_name=accuracy")[2][0]["run_id"]
+                == "plain-sql")
+    assert only_curve(api("GET", "/runs/plain-sql/metrics")[2])["last"] == [0.5]
+    assert soon(lambda: "by_hand" in [e["experiment_name"] for e in api("GET", "/experiments")[2]])
+    assert soon(lambda: [r["run_id"] for r in api("GET", "/runs?sort=params.learning_rate&limit=2")
+                         [2]][1] == "plain-sql")
+    assert soon(lambda: [r["run_id"] for r in api("GET", "/runs?q=by_hand")[2]] == ["plain-sql"])
+
+
+def test_a_run_updated_by_plain_sql_changes_everywhere(lab, api):
+    api("GET", "/runs")
+    plain(lab.db_path, ("UPDATE runs SET final_metrics_json = '{\"accuracy\": 0.999}', "
+                        "experiment_name = 'moved', note = 'by hand' WHERE run_id = ?",
+                        (lab.ids["svm_0001"],)))
+    best = soon(lambda: [run for run in api("GET", "/runs/leaderboard?metric_name=accuracy")[2]
+                         if run["metric_value"] == 0.999])
+    assert [run["run_id"] for run in best] == [lab.ids["svm_0001"]]
+    assert best[0]["note"] == "by hand"
+    assert [run["run_id"] for run in api("GET", "/runs?experiment_name=moved")[2]] == [
+        lab.ids["svm_0001"]]
+
+
+def test_points_changed_by_plain_sql_change_curve_and_summary(lab, api):
+    path = f"/runs/{lab.ids['killed']}"
+    api("GET", path)
+    plain(lab.db_path, ("UPDATE run_metrics SET metric_value = 0.75 WHERE run_id = ? AND "
+                        "metric_name = 'accuracy' AND epoch = 3", (lab.ids["killed"],)))
+    assert only_curve(api("GET", path + "/metrics?names=accuracy")[2])["last"] == [0.56, 0.58, 0.75]
+    assert soon(lambda: api("GET", path)[2]["final_metrics"]["accuracy"] == 0.75)
+
+
+def test_a_run_deleted_by_plain_sql_is_gone_everywhere(lab, api):
+    api("GET", "/runs")
+    plain(lab.db_path, ("DELETE FROM run_metrics WHERE run_id = ?", (lab.ids["lr_01"],)),
+          ("DELETE FROM runs WHERE run_id = ?", (lab.ids["lr_01"],)))
+    assert soon(lambda: len(api("GET", "/runs")[2]) == 11)
+    assert soon(lambda: [r["run_id"] for r in api(
+        "GET", "/runs/leaderboard?metric_name=accuracy&top_k=1")[2]] == [lab.ids["svm_01"]])
+    assert api("GET", f"/runs/{lab.ids['lr_01']}")[0] == 404
+    assert soon(lambda: "f1" not in [m["metric_name"] for m in api("GET", "/metrics")[2]])
+
+
+def test_a_store_with_pending_changes_answers_as_if_they_were_taken_in(lab):
+    plain(lab.db_path, INSERT_RUN)
+    got, status = ask_store(lab.conn, "list_runs", "", {"limit": 1})
+    assert (status, got[0]["run_id"]) == (200, "plain-sql")

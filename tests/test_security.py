@@ -1,0 +1,569 @@
+"""Who gets in and what gets out: hosts, origins, tokens, files, request framing, hostile SQL."""
+import http.client
+import json
+import os
+import socket
+import stat
+import threading
+import time
+import urllib.parse
+
+import pytest
+
+import ailab
+import lab_logger
+
+FOREIGN_HOSTS = [
+    "evil.example", "evil.example:{port}", "localhost.evil.example", "127.0.0.1.evil.example",
+    "127.0.0.1.nip.io:{port}", "evil.example#127.0.0.1", "127.0.0.1@evil.example",
+    "evil.example:127", "0.0.0.0.evil", "xn--localhost-x.com", "localhost,evil.example",
+    "127.0.0.1 evil.example", "169.254.169.254", "[::ffff:9.9.9.9]", "10.0.0.1:{port}",
+    "local host", "127.0.0.1:evil", "127.0.0.1.", "localhos"]
+FOREIGN_ORIGINS = [
+    "http://evil.example", "https://evil.example", "null", "http://localhost.evil.example",
+    "http://127.0.0.1.evil.example", "http://127.0.0.1:1", "https://127.0.0.1:{port}", "file://",
+    "chrome-extension://abcdef", "http://evil.example:{port}", "http://127.0.0.1@evil.example",
+    "http://[::1]:1", "http://127.0.0.1:{port}.evil.example", "data:"]
+
+
+@pytest.fixture
+def raw(server):
+    """raw(bytes) -> all bytes the server answers until it closes or falls silent for a moment."""
+    def ask(request, silence_s=0.4):
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as client:
+            client.sendall(request)
+            client.settimeout(silence_s)
+            got = b""
+            try:
+                while chunk := client.recv(65536):
+                    got += chunk
+            except TimeoutError:
+                return got
+            except ConnectionResetError:
+                return got
+            return got
+    return ask
+
+
+def statuses(answer):
+    """The status of every response in a byte stream."""
+    return [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]]
+
+
+def note_of(lab, name):
+    return lab.conn.execute("SELECT note FROM runs WHERE run_id = ?",
+                            (lab.ids[name],)).fetchone()[0]
+
+
+# --- Host -----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("host", FOREIGN_HOSTS)
+def test_a_foreign_host_is_refused_on_every_kind_of_route(lab, api, server, host):
+    host = host.format(port=server.server_port)
+    path = f"/runs/{lab.ids['svm_01']}/note"
+    for method, url, body in (("GET", "/runs", None), ("GET", "/", None), ("GET", "/health", None),
+                              ("PATCH", path, {"note": "stolen"}),
+                              ("POST", "/agent/query", {"query": "hi"}),
+                              ("DELETE", f"/runs/{lab.ids['svm_01']}", None)):
+        status, _, answer = api(method, url, body, {"Host": host})
+        assert status in (400, 403), (method, url)
+        assert set(answer) == {"detail"}
+    assert note_of(lab, "svm_01") is None
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:{port}", "localhost:{port}", "LOCALHOST:{port}",
+                                  "127.0.0.1", "localhost", "[::1]:{port}"])
+def test_a_loopback_host_is_let_in(lab, api, server, host):
+    assert api("GET", "/health", headers={"Host": host.format(port=server.server_port)})[0] == 200
+
+
+@pytest.mark.parametrize("head", [
+    b"GET /health HTTP/1.1\r\n\r\n", b"GET /health HTTP/1.1\r\nHost:\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: evil.example\r\nHost: 127.0.0.1\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: 127.0.0.1\r\n\r\n",
+    b"GET /health HTTP/1.0\r\n\r\n"],
+    ids=["missing", "empty", "doubled", "doubled-foreign-first", "doubled-same", "http-1.0"])
+def test_a_host_that_is_missing_empty_or_doubled_is_refused(raw, head):
+    answer = raw(head)
+    assert answer.split(b" ")[1] in (b"400", b"403")
+    assert b"ai-lab" not in answer.partition(b"\r\n\r\n")[2]
+
+
+# --- Origin ---------------------------------------------------------------------------
+
+def unsafe_requests(lab):
+    run = f"/runs/{lab.ids['svm_01']}"
+    return [("PATCH", run + "/note", {"note": "stolen"}), ("DELETE", run, None),
+            ("POST", "/agent/query", {"query": "Flag the best run for publishing."})]
+
+
+@pytest.mark.parametrize("origin", FOREIGN_ORIGINS)
+def test_a_foreign_origin_cannot_write(lab, api, server, origin):
+    origin = origin.format(port=server.server_port)
+    for method, path, body in unsafe_requests(lab):
+        assert api(method, path, body, {"Origin": origin})[0] == 403
+    assert note_of(lab, "svm_01") is None
+    assert api("GET", f"/runs/{lab.ids['svm_01']}")[0] == 200
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "garbage"])
+def test_a_browser_that_says_another_site_sent_it_cannot_write(lab, api, site):
+    for method, path, body in unsafe_requests(lab):
+        assert api(method, path, body, {"Sec-Fetch-Site": site})[0] == 403
+    assert note_of(lab, "svm_01") is None
+
+
+def test_the_labs_own_page_can_write(lab, api, server):
+    headers = {"Origin": f"http://127.0.0.1:{server.server_port}", "Sec-Fetch-Site": "same-origin"}
+    assert api("PATCH", f"/runs/{lab.ids['svm_01']}/note", {"note": "own"}, headers)[0] == 200
+    assert note_of(lab, "svm_01") == "own"
+
+
+def test_a_client_that_sends_neither_origin_nor_site_can_write(lab, api):
+    assert api("PATCH", f"/runs/{lab.ids['svm_01']}/note", {"note": "curl"})[0] == 200
+
+
+@pytest.mark.parametrize("content_type", [
+    "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "",
+    "text/plain; application/json", "application/jsonp", "*/*"])
+def test_a_form_or_plain_text_cannot_write(lab, api, content_type):
+    status, _, answer = api("PATCH", f"/runs/{lab.ids['svm_01']}/note", '{"note": "stolen"}',
+                            {"Content-Type": content_type})
+    assert status == 415
+    assert "application/json" in answer["detail"]
+    assert note_of(lab, "svm_01") is None
+
+
+def test_no_answer_grants_cross_origin_reading(lab, api):
+    for method in ("GET", "OPTIONS"):
+        _, headers, _ = api(method, "/runs", headers={"Origin": "http://evil.example",
+                                                      "Access-Control-Request-Method": "PATCH"})
+        assert not [name for name in headers if name.lower().startswith("access-control-")]
+
+
+# --- Token ------------------------------------------------------------------------------
+
+@pytest.fixture
+def guarded(lab, db_path):
+    """guarded(path, headers) -> status, with a server that wants the token `s3cret-token`."""
+    running = ailab.make_server(db_path, "127.0.0.1", 0, token="s3cret-token")
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+
+    def ask(path, headers=(), method="GET", body=None):
+        connection = http.client.HTTPConnection("127.0.0.1", running.server_port, timeout=10)
+        connection.request(method, path, body, dict(headers))
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        return answer.status, answer.headers, content
+    yield ask
+    running.shutdown()
+    running.server_close()
+    thread.join(5)
+
+
+@pytest.mark.parametrize("path", ["/runs", "/lab", "/runs/leaderboard?metric_name=accuracy",
+                                  "/openapi.json", "/experiments"])
+def test_a_guarded_lab_answers_nobody_without_the_token(guarded, path):
+    status, _, content = guarded(path)
+    assert status == 401
+    assert set(json.loads(content)) == {"detail"}
+
+
+def test_a_guarded_lab_writes_for_nobody_without_the_token(lab, guarded):
+    headers = {"Content-Type": "application/json"}
+    path = f"/runs/{lab.ids['svm_01']}/note"
+    assert guarded(path, headers, "PATCH", '{"note": "stolen"}')[0] == 401
+    assert note_of(lab, "svm_01") is None
+
+
+@pytest.mark.parametrize("headers", [
+    {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer s3cret-toke"},
+    {"Authorization": "Bearer s3cret-tokenn"}, {"Authorization": "Basic s3cret-token"},
+    {"Authorization": "Bearer "}, {"Authorization": "Bearer \xff\xfe"},
+    {"Cookie": "ailab_token=wrong"}, {"Cookie": "x=s3cret-token"}, {"Cookie": ";;;=;"}])
+def test_a_wrong_token_is_no_token(guarded, headers):
+    assert guarded("/runs", headers)[0] == 401
+
+
+def test_the_token_in_a_header_opens_the_lab(guarded):
+    assert guarded("/runs", {"Authorization": "Bearer s3cret-token"})[0] == 200
+
+
+def test_the_token_in_the_address_becomes_a_cookie_that_opens_the_lab(guarded):
+    status, headers, _ = guarded("/?token=s3cret-token")
+    assert status in (200, 302, 303)
+    cookie = headers["Set-Cookie"]
+    assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+    assert guarded("/runs", {"Cookie": cookie.partition(";")[0]})[0] == 200
+
+
+def test_a_wrong_token_in_the_address_sets_no_cookie(guarded):
+    status, headers, _ = guarded("/?token=wrong")
+    assert status == 401
+    assert "Set-Cookie" not in headers
+
+
+# --- Files --------------------------------------------------------------------------------
+
+ENCODINGS = ["../", "..%2f", "%2e%2e/", "%2e%2e%2f", "..%5c", "..\\", "%2e%2e%5c", "....//",
+             "..././", "%252e%252e%252f", "..%252f", "%c0%ae%c0%ae/", "..%c0%af", "%uff0e%uff0e/",
+             "..%00/", ".%2e/", "%2e./", "..;/", "..%3b/", "..%2f%2f", "./../", "%2f..%2f",
+             "..%0d%0a/", "..%20/", "..%09/", "%5c..%5c", "%ff../", "/../", "//", "%2f", "%5c",
+             "..%ef%bc%8f", "..#/", "..?/", "~/", "file:///", "C:/", "%00", "..%2F..%2F"]
+TARGETS = ["etc/passwd", "ailab.py", "lab_logger.py", "pyproject.toml", "lab.db", ".env",
+           ".git/config", "proc/self/environ"]
+
+
+@pytest.mark.parametrize("step", ENCODINGS)
+def test_no_way_of_writing_dot_dot_leaves_the_static_folder(server, step):
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    for target in TARGETS:
+        for path in (f"/static/{step * 8}{target}", f"/static/{step}{target}", f"/{step}{target}",
+                     f"/static/views/{step * 2}{target}"):
+            connection.putrequest("GET", path, skip_accept_encoding=True)
+            connection.endheaders()
+            answer = connection.getresponse()
+            content = answer.read()
+            assert answer.status in (400, 404), path
+            assert set(json.loads(content)) == {"detail"}
+            if answer.will_close:
+                connection.close()
+    connection.close()
+
+
+def test_static_answers_the_same_for_a_file_outside_and_for_none(api):
+    outside = api("GET", "/static/%2e%2e/pyproject.toml")
+    missing = api("GET", "/static/%2e%2e/no-such-file.toml")
+    assert outside[0] == missing[0]
+    assert outside[2]["detail"].replace("pyproject.toml", "X") == \
+        missing[2]["detail"].replace("no-such-file.toml", "X")
+
+
+@pytest.fixture
+def artifact(lab, api, tmp_path):
+    """artifact(path) -> (status, headers, body) of the file when svm_01 has recorded that path."""
+    lab.conn.execute("UPDATE runs SET cwd = ? WHERE run_id = ?",
+                     (str(tmp_path / "work"), lab.ids["svm_01"]))
+
+    def ask(path, method="GET"):
+        lab.conn.execute("UPDATE runs SET artifacts_json = ? WHERE run_id = ?",
+                         (json.dumps([path]), lab.ids["svm_01"]))
+        return api(method, f"/runs/{lab.ids['svm_01']}/artifacts/0")
+    return ask
+
+
+def test_an_artifact_under_the_runs_folder_is_an_attachment(artifact, tmp_path):
+    (tmp_path / "work" / "metrics.csv").write_text("epoch,loss\n1,0.5\n")
+    status, headers, body = artifact(str(tmp_path / "work" / "metrics.csv"))
+    assert (status, body) == (200, b"epoch,loss\n1,0.5\n")
+    assert headers["Content-Disposition"].startswith("attachment")
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert "sandbox" in headers["Content-Security-Policy"]
+
+
+def test_a_relative_artifact_lies_under_the_runs_folder(artifact, tmp_path):
+    (tmp_path / "work" / "out").mkdir()
+    (tmp_path / "work" / "out" / "model.bin").write_bytes(b"\x00\x01")
+    assert artifact("out/model.bin")[2] == b"\x00\x01"
+
+
+@pytest.mark.parametrize("name", ["page.html", "image.svg", "page.xhtml", "data.xml", "code.js",
+                                  "no_extension", "x.mhtml", "x.pdf"])
+def test_an_artifact_never_runs_in_the_labs_origin(artifact, tmp_path, name):
+    (tmp_path / "work" / name).write_text("<script>alert(1)</script>")
+    status, headers, _ = artifact(name)
+    assert status == 200
+    assert headers["Content-Disposition"].startswith("attachment")
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers.get_content_type() not in ("text/html", "image/svg+xml", "application/xml",
+                                              "text/xml", "application/xhtml+xml",
+                                              "text/javascript")
+
+
+def test_an_artifacts_name_cannot_break_out_of_its_header(artifact, tmp_path):
+    name = 'a"b\r\nSet-Cookie: x=1\r\n\r\nbody; é.txt'
+    (tmp_path / "work" / name).write_text("text")
+    status, headers, body = artifact(name)
+    assert "Set-Cookie" not in headers
+    assert status in (200, 404)
+    if status == 200:
+        assert body == b"text"
+
+
+def hostile_artifacts(tmp_path, db_path):
+    """Paths that must never be served: (why, path)."""
+    work = tmp_path / "work"
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "work-twin").mkdir()
+    (tmp_path / "work-twin" / "twin.txt").write_text("secret")
+    (work / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (work / "folder-link").symlink_to(tmp_path)
+    (work / "sub").mkdir()
+    (work / ".env").write_text("WANDB_API_KEY=secret")
+    (work / ".hidden").mkdir()
+    (work / ".hidden" / "file.txt").write_text("secret")
+    os.mkfifo(work / "pipe")
+    return {
+        "missing": "no-such-file.txt", "absolute": "/etc/passwd", "dot-dot": "../secret.txt",
+        "link": "link.txt", "folder-link": "folder-link/secret.txt", "folder": "sub",
+        "twin": str(tmp_path / "work-twin" / "twin.txt"), "dot-file": ".env",
+        "dot-folder": ".hidden/file.txt", "pipe": "pipe", "device": "/dev/zero", "url":
+        "http://127.0.0.1:1/x", "file-url": "file:///etc/passwd", "empty": "", "nul": "a\x00b",
+        "proc": "/proc/self/environ", "too-long": "a" * 5_000, "itself": ".", "database": db_path}
+
+
+def test_every_artifact_that_must_not_be_served_gets_one_and_the_same_answer(
+        artifact, lab, tmp_path):
+    answers = {why: artifact(path)
+               for why, path in hostile_artifacts(tmp_path, lab.db_path).items()}
+    assert {why: answer[0] for why, answer in answers.items() if answer[0] != 404} == {}
+    assert len({answer[2]["detail"] for answer in answers.values()}) == 1
+    assert "secret" not in str(answers)
+
+
+def test_the_database_and_journals_are_no_artifacts_even_under_the_runs_folder(
+        artifact, lab, tmp_path):
+    lab.conn.execute("UPDATE runs SET cwd = ? WHERE run_id = ?",
+                     (str(tmp_path), lab.ids["svm_01"]))
+    journals = tmp_path / "lab.db.journals"
+    journals.mkdir(exist_ok=True)
+    (journals / "some-run.jsonl").write_text("{}\n")
+    (tmp_path / "hard-link").hardlink_to(lab.db_path)
+    for path in ("lab.db", "lab.db-wal", "lab.db-shm", "lab.db.journals/some-run.jsonl",
+                 "hard-link"):
+        assert artifact(path)[0] == 404, path
+
+
+@pytest.mark.parametrize("cwd", [None, "", "/", ".", "relative/folder"])
+def test_without_a_folder_of_its_own_a_run_serves_no_file(artifact, lab, tmp_path, cwd):
+    (tmp_path / "work" / "metrics.csv").write_text("epoch\n")
+    lab.conn.execute("UPDATE runs SET cwd = ? WHERE run_id = ?", (cwd, lab.ids["svm_01"]))
+    for path in ("metrics.csv", str(tmp_path / "work" / "metrics.csv"), "/etc/passwd"):
+        assert artifact(path)[0] == 404
+
+
+def test_a_named_artifact_root_opens_that_folder_only(artifact, lab, tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "model.bin").write_bytes(b"weights")
+    (tmp_path / "secret.txt").write_text("secret")
+    assert artifact(str(tmp_path / "models" / "model.bin"))[0] == 404
+    monkeypatch.setenv("AILAB_ARTIFACT_ROOTS", str(tmp_path / "models"))
+    assert artifact(str(tmp_path / "models" / "model.bin"))[2] == b"weights"
+    assert artifact(str(tmp_path / "secret.txt"))[0] == 404
+
+
+@pytest.mark.parametrize("index", ["1", "-1", "x", "0.0", "00000000000000000000001", "1e3", "%30",
+                                   "0/../0", " 0", "99999999999999999999"])
+def test_an_index_that_no_artifact_has_is_not_found(artifact, api, lab, index):
+    artifact("metrics.csv")
+    status, _, answer = api("GET", f"/runs/{lab.ids['svm_01']}/artifacts/"
+                            + urllib.parse.quote(index, safe="/%"))
+    assert status in (404, 422)
+    assert set(answer) == {"detail"}
+
+
+def test_a_fresh_store_made_by_the_server_is_private(db_path, api):
+    assert api("GET", "/runs")[:3:2] == (200, [])
+    assert stat.S_IMODE(os.stat(db_path).st_mode) == 0o600
+
+
+# --- Headers ------------------------------------------------------------------------------
+
+def test_the_dashboard_allows_its_own_scripts_only_and_no_frame(api):
+    status, headers, _ = api("GET", "/")
+    policy = headers["Content-Security-Policy"]
+    assert status == 200
+    assert "default-src 'self'" in policy or "default-src 'none'" in policy
+    assert "unsafe-inline" not in policy and "unsafe-eval" not in policy and "*" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("path", ["/runs", "/runs?limit=x", "/nothing", "/<script>a</script>",
+                                  "/runs/%3Cimg%20src=x%20onerror=alert(1)%3E",
+                                  "/runs?sort=%3Cscript%3E", "/static/%3Cscript%3E"])
+def test_every_answer_of_the_api_is_json_and_not_sniffed(lab, api, path):
+    _, headers, _ = api("GET", path.replace("<", "%3C").replace(">", "%3E"))
+    assert headers.get_content_type() == "application/json"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_the_server_does_not_name_its_python(api):
+    _, headers, _ = api("GET", "/health")
+    assert "Python" not in headers.get("Server", "")
+
+
+# --- Request framing ------------------------------------------------------------------------
+
+SMUGGLED = b"DELETE /runs/{id} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+FRAMINGS = {
+    "unknown path": (b"POST /nothing HTTP/1.1", b"Content-Length: {n}"),
+    "wrong method": (b"POST /runs HTTP/1.1", b"Content-Length: {n}"),
+    "foreign host": (b"POST /agent/query HTTP/1.1", b"X: y\r\nContent-Length: {n}"),
+    "foreign origin": (b"PATCH /runs/{id}/note HTTP/1.1",
+                       b"Origin: http://evil.example\r\nContent-Length: {n}"),
+    "wrong type": (b"PATCH /runs/{id}/note HTTP/1.1",
+                   b"Content-Type: text/plain\r\nContent-Length: {n}"),
+    "not json": (b"PATCH /runs/{id}/note HTTP/1.1",
+                 b"Content-Type: application/json\r\nContent-Length: {n}"),
+    "get with a body": (b"GET /runs HTTP/1.1", b"Content-Length: {n}"),
+    "head with a body": (b"HEAD /runs HTTP/1.1", b"Content-Length: {n}"),
+    "two lengths": (b"POST /agent/query HTTP/1.1", b"Content-Length: 0\r\nContent-Length: {n}"),
+    "length list": (b"POST /agent/query HTTP/1.1", b"Content-Length: 0, {n}"),
+    "negative length": (b"POST /agent/query HTTP/1.1", b"Content-Length: -1"),
+    "plus length": (b"POST /agent/query HTTP/1.1", b"Content-Length: +0"),
+    "underscored length": (b"POST /agent/query HTTP/1.1", b"Content-Length: 1_0"),
+    "unicode length": (b"POST /agent/query HTTP/1.1", b"Content-Length: \xb2"),
+    "hex length": (b"POST /agent/query HTTP/1.1", b"Content-Length: 0x10"),
+    "huge length": (b"POST /agent/query HTTP/1.1", b"Content-Length: 99999999999999999999999"),
+    "empty length": (b"POST /agent/query HTTP/1.1", b"Content-Length:"),
+    "chunked": (b"POST /agent/query HTTP/1.1", b"Transfer-Encoding: chunked"),
+    "chunked get": (b"GET /runs HTTP/1.1", b"Transfer-Encoding: chunked"),
+    "chunked and length": (b"POST /agent/query HTTP/1.1",
+                           b"Transfer-Encoding: chunked\r\nContent-Length: {n}"),
+    "space before colon": (b"POST /agent/query HTTP/1.1", b"Content-Length : {n}"),
+    "folded header": (b"POST /agent/query HTTP/1.1", b"Content-Length:\r\n {n}"),
+    "bare newline": (b"POST /agent/query HTTP/1.1", b"X: a\nContent-Length: 0"),
+    "no length": (b"POST /agent/query HTTP/1.1", b"X: y")}
+
+
+@pytest.mark.parametrize("kind", FRAMINGS)
+def test_a_body_is_never_run_as_the_next_request(lab, raw, kind):
+    run_id = lab.ids["svm_01"].encode()
+    line, headers = FRAMINGS[kind]
+    body = SMUGGLED.replace(b"{id}", run_id)
+    host = b"evil.example" if kind == "foreign host" else b"127.0.0.1"
+    request = (line.replace(b"{id}", run_id) + b"\r\nHost: " + host + b"\r\n"
+               + headers.replace(b"{n}", str(len(body)).encode()) + b"\r\n\r\n" + body)
+    answer = raw(request)
+    assert len(statuses(answer)) == 1
+    assert statuses(answer)[0] < 500
+    assert lab.conn.execute("SELECT deleted_at FROM runs WHERE run_id = ?",
+                            (lab.ids["svm_01"],)).fetchone() == (None,)
+
+
+def test_two_requests_on_one_connection_get_two_answers(lab, raw):
+    one = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    assert statuses(raw(one + one)) == [200, 200]
+
+
+@pytest.mark.parametrize("garbage", [
+    b"\x00\x01\x02\r\n\r\n", b"GET\r\n\r\n", b"GET /runs\r\n\r\n", b"GET /runs HTTP/9.9\r\n\r\n",
+    b"G" * 70_000 + b"\r\n\r\n", b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    b"GET /runs HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"y" * 70_000 + b"\r\n\r\n",
+    b"GET /runs HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"X: y\r\n" * 300 + b"\r\n",
+    b"GET http://evil.example/runs HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"TRACE / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    b"CONNECT evil.example:443 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"],
+    ids=["bytes", "verb", "http-0.9", "version", "long-line", "long-path", "long-header",
+         "many-headers", "absolute", "tls", "trace", "connect"])
+def test_garbage_is_refused_and_the_server_lives(raw, api, garbage):
+    answer = raw(garbage)
+    assert b"Traceback" not in answer
+    assert all(400 <= status < 600 and status != 500 for status in statuses(answer))
+    assert b"<html" not in answer.lower()
+    assert api("GET", "/health")[0] == 200
+
+
+def test_a_hundred_half_open_connections_leave_the_server_answering(server, api):
+    idle = []
+    try:
+        for number in range(100):
+            client = socket.create_connection(("127.0.0.1", server.server_port), timeout=10)
+            client.sendall(b"GET /runs HTTP/1.1\r\nHost: 127.0" if number % 2 else
+                           b"POST /agent/query HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: "
+                           b"application/json\r\nContent-Length: 100\r\n\r\n{")
+            idle.append(client)
+        before = time.monotonic()
+        assert api("GET", "/health")[0] == 200
+        assert time.monotonic() - before < 2
+    finally:
+        for client in idle:
+            client.close()
+    assert api("GET", "/health")[0] == 200
+
+
+def test_a_client_that_leaves_while_it_is_answered_leaves_the_server_quiet(server, api, lab, capfd):
+    for _ in range(20):
+        client = socket.create_connection(("127.0.0.1", server.server_port), timeout=10)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        client.sendall(b"GET /runs HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        client.close()
+    assert api("GET", "/health")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_32_clients_at_once_all_get_good_answers(lab, api):
+    results = []
+
+    def client():
+        results.extend(api("GET", "/runs?limit=5")[0] for _ in range(5))
+    threads = [threading.Thread(target=client) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert results == [200] * 160
+
+
+# --- SQL ----------------------------------------------------------------------------------
+
+TRUE_FALSE = [(template.replace("?", "1=1"), template.replace("?", "1=2")) for template in (
+    "' OR ?--", "' OR ? OR '", '" OR ?--', "') OR ?--", "1) OR (?", "x' AND ?--",
+    "' UNION SELECT ?", "accuracy' OR ?--", "accuracy\" OR ?--", "iris_sweep' AND ?--",
+    "0 OR ?", "%' OR ?--",
+    "\\' OR ?--", "'; SELECT ?;--", "'||(SELECT ?)||'", "CASE WHEN ? THEN 1 ELSE 0 END",
+    "timestamp, (SELECT CASE WHEN ? THEN 1 ELSE randomblob(1) END)", "metrics.accuracy' OR ?--",
+    "metrics.accuracy\" DESC, (SELECT ?)--", "params.learning_rate') OR ?--", "*' OR ?--",
+    "\"accuracy\" NEAR (?)", "\x00' OR ?--", "json_extract('{}', '$') OR ?")]
+PARAMETERS = ["dataset_id", "experiment_name", "model_name", "task_name", "status",
+              "command_substring", "note_substring", "from_timestamp", "to_timestamp",
+              "metric_name", "metric_min", "q", "sort", "order", "limit", "offset"]
+
+
+@pytest.mark.parametrize("parameter", PARAMETERS)
+def test_sql_in_a_parameter_of_the_list_makes_no_difference(lab, api, parameter):
+    for true, false in TRUE_FALSE:
+        got = []
+        for text in (true, false):
+            status, headers, body = api("GET", "/runs?" + urllib.parse.urlencode({parameter: text}))
+            assert status < 500
+            got.append((status, headers.get("X-Total-Count"),
+                        len(body) if status == 200 else "refused"))
+            if status != 200:
+                assert not [word for word in ("sqlite", "syntax error", "SELECT r", "near \"")
+                            if word in body["detail"]]
+        assert got[0] == got[1], (parameter, true)
+
+
+@pytest.mark.parametrize("path", ["/runs/{}", "/runs/{}/metrics", "/runs/{}/artifacts/0",
+                                  "/runs/compare?ids={}&ids={}", "/curves?ids={}",
+                                  "/runs/leaderboard?metric_name={}", "/curves?ids=32c3d4&names={}",
+                                  "/runs/32c3d4/metrics?x={}", "/runs/32c3d4/metrics?from={}"])
+def test_sql_in_an_id_or_a_name_makes_no_difference(lab, api, path):
+    for true, false in TRUE_FALSE:
+        got = []
+        for text in (true, false):
+            status, _, body = api("GET", path.replace("{}", urllib.parse.quote(text, safe="")))
+            assert status < 500
+            got.append((status, str(body).count("run_id")))
+        assert got[0] == got[1], (path, true)
+
+
+def test_sql_in_a_note_is_stored_as_written(lab, api):
+    text = "'); DROP TABLE runs; --\" \\ % _ \u2028 <script>"
+    api("PATCH", f"/runs/{lab.ids['svm_01']}/note", {"note": text})
+    assert note_of(lab, "svm_01") == text
+    assert lab.conn.execute("SELECT count(*) FROM runs").fetchone() == (12,)
+
+
+def test_the_store_is_whole_after_all_that(lab, api):
+    for true, _ in TRUE_FALSE:
+        api("GET", "/runs?" + urllib.parse.urlencode({"q": true}))
+    check = lab_logger.connect(lab.db_path, "ro")
+    assert check.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert check.execute("SELECT count(*) FROM runs").fetchone() == (12,)
+    check.close()
