@@ -1,0 +1,2033 @@
+"""AI-Lab's server and command line: runs, curves and comparisons out of one SQLite file.
+
+    $ python ailab.py serve
+    AI-Lab 0.1.0 serving /home/me/.ai-lab/lab.db
+    Dashboard and API at http://127.0.0.1:8000/
+    Stop with Ctrl-C.
+
+    $ python ailab.py runs --model-name linear_svm --sort metrics.accuracy --limit 2
+    run       started           status    experiment  model       accuracy  val_loss
+    54e5f6a7  2026-11-01 15:00  finished  iris_sweep  linear_svm      0.95      0.25
+    43d4e5f6  2026-11-01 13:00  finished  iris_sweep  linear_svm      0.78      0.65
+    2 of 3 runs
+
+    $ python ailab.py ask "Which run has the highest accuracy?"
+    $ python ailab.py show nothere
+    ailab: there is no run 'nothere' in this lab: `ailab runs` lists what there is
+
+Read verbs open the file directly and need no server; with --json they print what the API answers,
+byte for byte.
+
+Sections, each using only those above it: constants, errors, models, filters, store, HTTP, static
+files, command line.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import hmac
+import json
+import math
+import os
+import re
+import socket
+import sqlite3
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal, NamedTuple
+from urllib.parse import parse_qsl, quote, unquote, urlencode
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import lab_logger
+from lab_logger import StoreError
+
+# --- Constants ----------------------------------------------------------------
+
+DEFAULT_LIMIT, MAX_LIMIT = 50, 1_000     # runs a page
+MAX_OFFSET = 1_000_000_000               # runs
+MAX_COMPARED = 20                        # runs in one comparison
+MAX_CURVE_RUNS, MAX_CURVE_NAMES = 100, 100  # runs and metrics in one request for curves
+MAX_POINTS, DEFAULT_POINTS = 10_000, 1_000  # buckets a curve
+MAX_MARKED = 100                         # non-finite points named one by one in a curve
+MAX_NOTE = 10_000                        # characters
+MAX_QUERY = 4_000                        # characters of a question
+MIN_PREFIX = 6                           # characters of a run id that may stand for it
+
+MAX_BODY_BYTES = 1 << 20                 # of a request
+MAX_URL_BYTES = 1 << 13                  # of a request line
+MAX_HEADERS, MAX_HEADER_BYTES = 64, 1 << 15  # lines, bytes of all together
+MAX_CONNECTIONS = 512                    # sockets, a thread each
+IDLE_S = 30                              # a silent connection is closed after this
+TIDY_EVERY_S = 1.5                       # how often a server looks for journals left behind
+WRITE_WAIT_S = 5.0                       # a note waits this long for another writer
+READ_WAIT_S = 1.5                        # and a read (which only a rollback journal makes wait)
+STOP_WAIT_S = 0.7                        # open requests get this long when the server ends
+GZIP_FROM_BYTES = 1_024
+CACHED_ANSWERS, CACHED_BYTES = 32, 1 << 18  # a reader keeps so many answers, each of at most so many bytes
+IDLE_READERS = 8                         # open connections kept for the next requests
+
+INF = float("inf")
+MINIMISED_WORDS = frozenset(
+    "loss losses err error errors mse rmse mae mape nll perplexity ppl bpc wer cer fid time duration "
+    "latency seconds ms cost regret divergence kl brier ece".split())
+ARTIFACT_KINDS = {
+    "csv": "csv tsv", "json": "json jsonl", "text": "txt log md yaml yml toml ini cfg py",
+    "image": "png jpg jpeg gif webp svg",
+    "model": "joblib pkl pickle pt pth ckpt safetensors onnx h5 keras npy npz bin"}
+KIND_OF = {extension: kind for kind, names in ARTIFACT_KINDS.items() for extension in names.split()}
+DEMO_QUESTIONS = ("Show me my top 3 runs by accuracy and compare them.",
+                  "Which learning rate gives the lowest val_loss?", "Summarize my experiments.")
+SMOKE_QUESTIONS = ("List my top runs by val_accuracy.",          # spec section 9
+                   "Compare two best runs and tell me which is better.",
+                   "Flag the best run for publishing.", "Summarize my experiments.")
+
+
+# --- Errors -------------------------------------------------------------------
+
+class LabError(Exception):
+    """A request that cannot be met; `detail` is one sentence for the user."""
+    status = 400
+
+    def __init__(self, detail: str, status: int | None = None, **headers: str) -> None:
+        super().__init__(detail)
+        self.detail, self.headers = detail, headers
+        self.status = status or self.status
+
+
+class NotFound(LabError):
+    """What was asked for is not in the lab."""
+    status = 404
+
+
+class Ambiguous(LabError):
+    """A run id's prefix fits several runs."""
+    status = 409
+
+
+class BadQuery(LabError):
+    """A parameter or a body has a value that is not accepted."""
+    status = 422
+
+
+class Unavailable(LabError):
+    """The store, or a part that is needed, cannot be used at present."""
+    status = 503
+
+
+# --- Models -------------------------------------------------------------------
+# The shapes of answers. Answers are built as plain dicts in these shapes and written once; the
+# tests hold the two together.
+
+Number = float | Literal["NaN", "Infinity", "-Infinity"]
+Direction = Literal["maximize", "minimize"]
+
+
+def _about(description: str, **rules: Any) -> Any:
+    return Field(description=description, **rules)
+
+
+class RunSummary(BaseModel):
+    """One run, as lists show it."""
+    run_id: str = _about("UUID")
+    timestamp: str | None = _about("start, UTC ISO 8601")
+    ended_at: str | None = _about("end, UTC ISO 8601; null while running")
+    duration_s: float | None = _about("seconds; null while running")
+    status: str = _about("running, finished, failed or killed")
+    experiment_name: str | None = _about("experiment")
+    model_name: str | None = _about("model")
+    task_name: str | None = _about("task")
+    dataset_id: str | None = _about("data set")
+    command: str | None = _about("command line, secrets replaced by ***")
+    git_hash: str | None = _about("commit; null outside a repository")
+    python_version: str | None = _about("version of Python")
+    wandb_url: str | None = _about("address at Weights & Biases, where it was mirrored")
+    note: str | None = _about("free text, such as PUBLISH or BAD")
+    hostname: str | None = _about("machine")
+    heartbeat_at: str | None = _about("last sign of life, UTC ISO 8601")
+    parent_run_id: str | None = _about("the run that was current when this one began")
+    params: dict[str, Any] = _about("arguments of the run, as stored")
+    final_metrics: dict[str, Number] = _about("final value per metric: returned, else last logged")
+    n_epochs_logged: int | None = _about("largest epoch that its metrics ended with")
+
+
+class MetricSummary(BaseModel):
+    """One metric of one run: its final value and the shape of its curve."""
+    metric_name: str = _about("metric")
+    value: Number = _about("final value: returned, else last logged")
+    is_returned: bool = _about("whether the run returned the value")
+    n_points: int = _about("points logged")
+    direction: Direction = _about("which way is better")
+    first_value: Number | None = _about("first point; null where none was logged")
+    first_epoch: float | None = _about("its epoch")
+    first_step: float | None = _about("its step")
+    last_value: Number | None = _about("last point")
+    last_epoch: float | None = _about("its epoch")
+    last_step: float | None = _about("its step")
+    min_value: float | None = _about("least finite point")
+    min_epoch: float | None = _about("its epoch")
+    min_step: float | None = _about("its step")
+    max_value: float | None = _about("largest finite point")
+    max_epoch: float | None = _about("its epoch")
+    max_step: float | None = _about("its step")
+
+
+class ArtifactFile(BaseModel):
+    """A recorded path and what lies there now."""
+    index: int = _about("position in artifacts, from 0")
+    path: str = _about("as recorded; a relative one is relative to cwd")
+    kind: Literal["csv", "json", "text", "image", "model", "file"] = _about("by its extension")
+    size_bytes: int | None = _about("bytes; null where it is missing")
+    exists: bool = _about("whether a regular file is there on the server's machine")
+    url: str = _about("address to download it from")
+
+
+class RunDetail(RunSummary):
+    """One run, whole."""
+    pid: int | None = _about("process id")
+    cwd: str | None = _about("working directory at the start")
+    error: str | None = _about("traceback of a failed run")
+    device_info: dict[str, Any] = _about("machine, CPU, memory in bytes, GPUs")
+    git_diff: str | None = _about("changes against git_hash")
+    pip_freeze: str | None = _about("name==version, one a line")
+    artifacts: list[str] = _about("recorded paths")
+    artifact_files: list[ArtifactFile] = _about("the same with kind, size and existence")
+    metrics: list[MetricSummary] = _about("one per metric, by name")
+    metrics_url: str = _about("address of the curves")
+    child_run_ids: list[str] = _about("runs begun inside this one, oldest first")
+
+
+class ComparedRun(RunSummary):
+    """One run of a comparison."""
+    metrics: list[MetricSummary] = _about("one per metric, by name")
+    artifacts: list[str] = _about("recorded paths")
+    git_diff: str | None = _about("changes against git_hash")
+
+
+class BestOf(BaseModel):
+    """Who is best in one metric."""
+    direction: Direction = _about("which way is better")
+    value: Number = _about("the best final value")
+    run_ids: list[str] = _about("all runs that have it")
+
+
+class RunComparison(BaseModel):
+    """Two to twenty runs side by side."""
+    run_ids: list[str] = _about("in the order asked for")
+    metric_keys: list[str] = _about("all metrics of the runs, by name")
+    param_keys: list[str] = _about("all params, nested names joined by dots")
+    runs: list[ComparedRun] = _about("in the order asked for")
+    differing_params: list[str] = _about("params whose values are not all equal")
+    best: dict[str, BestOf] = _about("per metric that has a finite value")
+    differing_packages: dict[str, dict[str, str | None]] = _about("package to run id to version")
+
+
+class LeaderboardRow(RunSummary):
+    """One run of a leaderboard."""
+    rank: int = _about("from 1")
+    metric_name: str = _about("what the board is by")
+    metric_value: Number = _about("the run's final value")
+    direction: Direction = _about("which way is better")
+
+
+class Curve(BaseModel):
+    """One curve in buckets, columns of equal length in order of logging; null: no finite value."""
+    run_id: str = _about("run")
+    metric_name: str = _about("metric")
+    n_points: int = _about("points in the window")
+    cursor: int = _about("pass it as `since` to get only what comes later")
+    x: list[float | None] = _about("epoch, step or unix seconds of each bucket's first point")
+    time: list[float | None] = _about("unix seconds of each bucket's first point")
+    first: list[float | None] = _about("first finite value")
+    min: list[float | None] = _about("least finite value")
+    max: list[float | None] = _about("largest finite value")
+    last: list[float | None] = _about("last finite value")
+    mean: list[float | None] = _about("mean of the finite values")
+    count: list[int] = _about("points in the bucket")
+    nonfinite: list[dict[str, Any]] = _about(f"x and value of NaN and infinities, at most {MAX_MARKED}")
+    n_nonfinite: int = _about("how many there are")
+
+
+class Curves(BaseModel):
+    """Curves on a common axis."""
+    x: Literal["epoch", "step", "time"] = _about("what x is")
+    curves: list[Curve] = _about("by run as asked for, then by metric")
+
+
+class NoteUpdate(BaseModel):
+    """A run's new note."""
+    model_config = ConfigDict(extra="forbid", strict=True)
+    note: str | None = _about("the text; null takes the note away", max_length=MAX_NOTE)
+
+
+class Deleted(BaseModel):
+    """A run that went to the trash."""
+    run_id: str = _about("run")
+    deleted_at: str = _about("when, UTC ISO 8601")
+
+
+class MetricInfo(BaseModel):
+    """A metric of the lab."""
+    metric_name: str = _about("metric")
+    n_runs: int = _about("runs that have it")
+    direction: Direction = _about("which way is better")
+
+
+class ExperimentSummary(BaseModel):
+    """An experiment of the lab."""
+    experiment_name: str | None = _about("experiment; null for runs without one")
+    n_runs: int = _about("runs")
+    n_running: int = _about("runs that are running")
+    last_activity: str | None = _about("latest start, end or sign of life, UTC ISO 8601")
+
+
+class NamedCount(BaseModel):
+    """A word of the lab's vocabulary."""
+    name: str = _about("as stored")
+    n_runs: int = _about("runs that have it")
+
+
+class ParamInfo(BaseModel):
+    """A param of the lab."""
+    param_name: str = _about("nested names joined by dots")
+    n_runs: int = _about("runs that have it")
+    n_values: int = _about("different values")
+
+
+class Lab(BaseModel):
+    """The lab at a glance."""
+    project: str = _about("PROJECT_NAME")
+    version: str = _about("version of AI-Lab")
+    db_path: str | None = _about("the database; null when served beyond this machine")
+    n_runs: int = _about("runs, without the trash")
+    counts: dict[str, int] = _about("runs by status")
+    last_activity: str | None = _about("latest start, end or sign of life, UTC ISO 8601")
+    experiments: list[ExperimentSummary] = _about("latest first")
+    models: list[NamedCount] = _about("most runs first")
+    datasets: list[NamedCount] = _about("most runs first")
+    tasks: list[NamedCount] = _about("most runs first")
+    params: list[ParamInfo] = _about("by name")
+    metrics: list[MetricInfo] = _about("most runs first")
+
+
+class Health(BaseModel):
+    """That the server is there."""
+    status: Literal["ok"] = _about("always ok: a server that is not does not answer")
+    project: str = _about("PROJECT_NAME")
+    version: str = _about("version of AI-Lab")
+
+
+class AgentQuery(BaseModel):
+    """A question in plain words."""
+    model_config = ConfigDict(extra="forbid", strict=True)
+    query: str = _about("the question", min_length=1, max_length=MAX_QUERY, pattern=r"\S")
+
+
+class AgentAnswer(BaseModel):
+    """The assistant's answer; every run id and number in it comes from a tool result."""
+    intent: str = _about("what the question was taken for")
+    natural_language_answer: str = _about("the answer")
+    used_run_ids: list[str] = _about("runs it speaks of")
+    comparison: dict[str, Any] | None = _about("metric_keys, param_keys and runs of a comparison")
+    flagged_run_id: str | None = _about("the run whose note was written")
+    answered_by: str = _about("the planner that answered")
+    steps: list[dict[str, Any]] = _about("tools called, in order")
+
+
+class Problem(BaseModel):
+    """Why a request was refused."""
+    detail: str = _about("one sentence that says what to do")
+
+
+SUMMARY_COLUMNS = tuple(name for name in RunSummary.model_fields if name in lab_logger.RUN_COLUMNS)
+
+
+# --- Filters ------------------------------------------------------------------
+# What requests may say, in one table that parses them, words the refusals, documents the API and
+# makes the command line's flags; and the only place where SQL text is put together.
+
+class Param(NamedTuple):
+    """A query parameter: `kind` is text, integer, number, time, sort or choice."""
+    name: str
+    kind: str
+    description: str
+    least: int = 1                       # of an integer
+    most: int = MAX_LIMIT
+    choices: tuple[str, ...] = ()
+    default: Any = None
+    max_times: int = 1                   # more than 1: a list
+    min_times: int = 0
+
+    def accepted(self) -> str:
+        """Say what is accepted, for messages and documentation."""
+        return {"text": "some text", "number": "a finite number",
+                "integer": f"a whole number from {self.least} to {self.most}",
+                "time": "a date or an ISO 8601 time such as 2026-11-24 or 2026-11-24T12:00:00Z",
+                "sort": "timestamp, duration, metrics.NAME or params.NAME",
+                "choice": "one of " + ", ".join(self.choices)}[self.kind]
+
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[Tt ](\d\d:\d\d)(:\d\d)?(\.\d{1,6})?\d*"
+                   r"(?:([Zz])|([-+ ])(\d\d):?(\d\d))?)?", re.ASCII)
+_SORT = re.compile(r"timestamp|duration|(metrics|params)\..+", re.DOTALL)
+STATUSES = ("running", "finished", "failed", "killed")
+
+RUN_FILTERS = (
+    Param("dataset_id", "text", "runs on exactly this data set"),
+    Param("experiment_name", "text", "runs of exactly this experiment"),
+    Param("model_name", "text", "runs of exactly this model"),
+    Param("task_name", "text", "runs of exactly this task"),
+    Param("status", "choice", "runs in this state", choices=STATUSES),
+    Param("command_substring", "text", "runs whose command holds this text, in any case"),
+    Param("note_substring", "text", "runs whose note holds this text, in any case"),
+    Param("from_timestamp", "time", "runs started at this time or later (without a zone: UTC)"),
+    Param("to_timestamp", "time", "runs started at this time or earlier; a date means its whole day"),
+    Param("metric_name", "text", "runs that have this metric"),
+    Param("metric_min", "number", "least final value of metric_name"),
+    Param("metric_max", "number", "largest final value of metric_name"),
+    Param("q", "text", "full-text search over names, notes and params: every word must match, "
+                       "its beginning is enough"))
+PAGE = (
+    Param("sort", "sort", "what to sort by; runs without it come last", default="timestamp"),
+    Param("order", "choice", "direction of sort", choices=("desc", "asc"), default="desc"),
+    Param("limit", "integer", "runs to answer with", default=DEFAULT_LIMIT),
+    Param("offset", "integer", "runs to skip", least=0, most=MAX_OFFSET, default=0))
+BOARD = (
+    Param("metric_name", "text", "the metric to rank by", min_times=1),
+    Param("top_k", "integer", "runs to answer with", default=10),
+    Param("order", "choice", "largest first, least first, or the metric's good end first",
+          choices=("desc", "asc", "best"), default="desc"),
+    *(param for param in RUN_FILTERS if param.name != "metric_name"))
+WINDOW = (
+    Param("names", "text", "metrics; left out, all of them", max_times=MAX_CURVE_NAMES),
+    Param("x", "choice", "the axis", choices=("epoch", "step", "time"), default="epoch"),
+    Param("from", "number", "least x (unix seconds where x is time)"),
+    Param("to", "number", "largest x"),
+    Param("since", "integer", "only points after this cursor", least=0, most=(1 << 63) - 1, default=0),
+    Param("max_points", "integer", "most buckets a curve", most=MAX_POINTS, default=DEFAULT_POINTS))
+COMPARED = (Param("ids", "text", "runs to compare, each by its id or a unique beginning of it",
+                  max_times=200, min_times=2),)
+CURVE_RUNS = (Param("ids", "text", "runs, each by its id or a unique beginning of it",
+                    max_times=MAX_CURVE_RUNS, min_times=1),)
+
+
+def parse_params(params: tuple[Param, ...], pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    """Check request parameters: [("limit", "5")] becomes {"limit": 5, ...}, defaults filled in.
+
+    Raises: BadQuery, one sentence naming the parameter, its value and what is accepted.
+    """
+    known = {param.name for param in params}
+    given: dict[str, list[str]] = {}
+    for name, text in pairs:
+        if name not in known:
+            takes = "takes " + ", ".join(param.name for param in params) if params else "takes none"
+            raise BadQuery(f"there is no parameter {name[:80]!r} here: this address {takes}")
+        given.setdefault(name, []).append(text)
+    return {param.name: _parse_one(param, given.get(param.name, [])) for param in params}
+
+
+def _parse_one(param: Param, texts: list[str]) -> Any:
+    if len(texts) > param.max_times:
+        times = "once" if param.max_times == 1 else f"at most {param.max_times} times"
+        raise BadQuery(f"{param.name} is given {len(texts)} times: give it {times}")
+    if len(texts) < param.min_times:
+        times = {1: "", 2: "at least twice, "}[param.min_times]
+        raise BadQuery(f"{param.name} is missing: give it {times}as {param.accepted()}")
+    values = [parse_value(param, text) for text in texts]
+    return values if param.max_times > 1 else values[0] if values else param.default
+
+
+def parse_value(param: Param, text: str) -> Any:
+    """Turn one parameter's text into its value, or raise BadQuery."""
+    value = None
+    if param.kind == "integer" and re.fullmatch(r"[+-]?\d{1,19}", text, re.ASCII):
+        value = int(text) if param.least <= int(text) <= param.most else None
+    elif param.kind == "number" and len(text) < 400 and _NUMBER.fullmatch(text):
+        value = float(text) if math.isfinite(float(text)) else None
+    elif param.kind == "time":
+        value = parse_time(text, is_end=param.name.startswith("to_"))
+    elif (param.kind == "text" or (param.kind == "choice" and text in param.choices)
+          or (param.kind == "sort" and _SORT.fullmatch(text))):
+        value = text or None
+    if value is None:
+        raise BadQuery(f"{param.name}={text[:80]!r} is not accepted: give {param.accepted()}")
+    return value
+
+
+def parse_time(text: str, is_end: bool = False) -> str | None:
+    """Normalise a time to the store's 27 characters: "2026-11-24" becomes "2026-11-24T00:00:00.000000Z".
+
+    A date stands for the beginning of its day, or its end where `is_end`. None if it is no time.
+    """
+    found = _TIME.fullmatch(text)
+    if not found:
+        return None
+    day, minute, second, fraction, _, sign, hours, minutes = found.groups()
+    try:
+        if minute is None:
+            minute, second, fraction = ("23:59", ":59", ".999999") if is_end else ("00:00", "", "")
+        moment = datetime.fromisoformat(f"{day}T{minute}{second or ':00'}.{(fraction or '.')[1:]:0<6}")
+        if sign:                         # a plus sign that was not escaped arrives as a space
+            shift = timedelta(hours=int(hours), minutes=int(minutes))
+            moment += shift if sign == "-" else -shift
+    except (ValueError, OverflowError):
+        return None
+    return moment.isoformat(timespec="microseconds") + "Z"
+
+
+@dataclass
+class RunQuery:
+    """Which runs, in which order: SQL conditions over `runs r`, and the values they bind."""
+    where: list[str] = field(default_factory=lambda: ["r.deleted_at IS NULL"])
+    bound: dict[str, Any] = field(default_factory=dict)
+    metric: tuple[str, float, float] | None = None    # name and range, both ends included
+    sort: str = "timestamp"
+    is_ascending: bool = False
+
+    def conditions(self, *, is_metric_joined: bool = False) -> str:
+        """Give the WHERE text; a metric that the statement joins already is left out."""
+        extra = []
+        if self.metric and not is_metric_joined:
+            extra = ["r.run_id IN (SELECT run_id FROM metric_summary WHERE metric_name = :metric_name"
+                     + (" AND value BETWEEN :metric_min AND :metric_max)"
+                        if self.metric[1:] != (-INF, INF) else ")")]
+        return "\n  AND ".join([*self.where, *extra])
+
+
+_SUBSTRING = ("r.rowid IN (SELECT rowid FROM runs WHERE {0} IS NOT NULL AND {1})")
+_SEARCH = ("r.run_id IN (SELECT t.run_id FROM run_search JOIN run_text t ON t.key = run_search.rowid "
+           "WHERE run_search MATCH :q)")
+
+
+def run_query(given: dict[str, Any]) -> RunQuery:
+    """Turn parsed parameters into a RunQuery. Pure: no connection, and no value enters the SQL."""
+    query = RunQuery(sort=given.get("sort") or "timestamp", is_ascending=given.get("order") == "asc")
+    for name in ("dataset_id", "experiment_name", "model_name", "task_name", "status"):
+        if given.get(name) is not None:
+            query.where.append(f"r.{name} = :{name}")
+            query.bound[name] = given[name]
+    for name, sign in (("from_timestamp", ">="), ("to_timestamp", "<=")):
+        if given.get(name) is not None:
+            query.where.append(f"r.timestamp {sign} :{name}")
+            query.bound[name] = given[name]
+    for column in ("command", "note"):
+        text = given.get(f"{column}_substring")
+        if text is not None:             # SQLite's lower() knows ASCII only
+            test = (f"instr(lower({column}), lower(:{column}_substring)) > 0" if text.isascii()
+                    else f"folded_in(:{column}_substring, {column})")
+            query.where.append(_SUBSTRING.format(column, test))
+            query.bound[f"{column}_substring"] = text
+    if given.get("q") is not None:
+        query.where.append(_SEARCH)
+        query.bound["q"] = match_expression(given["q"])
+    _add_metric(query, given)
+    return query
+
+
+def _add_metric(query: RunQuery, given: dict[str, Any]) -> None:
+    name, low, high = (given.get(key) for key in ("metric_name", "metric_min", "metric_max"))
+    if name is None and (low is not None or high is not None):
+        key = "metric_min" if low is not None else "metric_max"
+        raise BadQuery(f"{key} needs metric_name beside it: name the metric that it limits")
+    if name is not None:
+        query.metric = (name, -INF if low is None else low, INF if high is None else high)
+        query.bound.update(metric_name=name, metric_min=query.metric[1], metric_max=query.metric[2])
+
+
+def match_expression(text: str) -> str:
+    """Quote words for FTS5: 'svm "x' becomes '"svm"* "" "x"*' quoted so that none is an operator."""
+    return " ".join('"' + word.replace('"', '""') + '"*' for word in text.replace("\0", " ").split())
+
+
+def page_statements(query: RunQuery, columns: str) -> tuple[str, str, str]:
+    """Write the SELECTs for a page: runs that have what they are sorted by, those that lack it, a count.
+
+    Both directions walk an index: a metric's or param's values, or the start times.
+    """
+    way = "ASC" if query.is_ascending else "DESC"
+    kind, _, name = query.sort.partition(".")
+    is_joined = bool(kind == "metrics" and query.metric and query.metric[0] == name)
+    query.bound["sort_name"] = name
+    if kind in ("metrics", "params"):
+        table, key = {"metrics": ("metric_summary", "metric_name"), "params": ("run_params", "param_name")}[kind]
+        low, high = (":metric_min", ":metric_max") if is_joined else ("-9e999", "9e999")
+        has = f"BETWEEN {low} AND {high}" if kind == "metrics" else "IS NOT NULL"   # NaN is NULL
+        source = f"{table} s CROSS JOIN runs r ON r.run_id = s.run_id"
+        ranked = f"s.{key} = :sort_name AND s.value {has}"
+        lacks = f"r.run_id NOT IN (SELECT run_id FROM {table} s WHERE {ranked})"
+        order = f"s.value {way}, s.run_id {way}"
+    else:
+        column = {"timestamp": "timestamp", "duration": "duration_s"}[kind]
+        source, ranked, lacks = "runs r", f"r.{column} IS NOT NULL", f"r.{column} IS NULL"
+        order = f"r.{column} {way}, r.run_id {way}"
+    page = "LIMIT :limit OFFSET :offset"
+    return (f"SELECT {columns}\nFROM {source}\nWHERE {ranked}\n  AND "
+            f"{query.conditions(is_metric_joined=is_joined)}\nORDER BY {order}\n{page}",
+            f"SELECT {columns}\nFROM runs r\nWHERE {query.conditions()}\n  AND {lacks}\n"
+            f"ORDER BY r.timestamp DESC, r.run_id DESC\n{page}",
+            f"SELECT count(*)\nFROM {source}\nWHERE {ranked}\n  AND "
+            f"{query.conditions(is_metric_joined=is_joined)}")
+
+
+def direction(metric_name: str) -> str:
+    """Say which way a metric is better: "minimize" where a word of its name is a loss, error or time."""
+    words = re.split(r"[/_\-. ]", metric_name.lower())
+    return "minimize" if MINIMISED_WORDS.intersection(words) else "maximize"
+
+
+# --- Index --------------------------------------------------------------------
+# What makes reading fast, made when AI-Lab first opens a lab and kept by triggers from then on, whoever
+# writes the two public tables: the logger, or any SQLite tool.
+
+_AT = [f"{which}_{field}" for which in ("first", "last", "min", "max")
+       for field in ("value", "epoch", "step")]
+
+
+def _summarise(source: str, row: str = "") -> str:
+    """Write SQL that adds points to metric_summary: `source` gives them, `row` is the trigger's NEW."""
+    keep = {"first": "n_points > 0", "last": "0",
+            "min": "min_value <= excluded.min_value OR excluded.min_value IS NULL",
+            "max": "max_value >= excluded.max_value OR excluded.max_value IS NULL"}
+    point = {"value": f"{row}metric_value", "epoch": f"{row}epoch", "step": f"{row}step"}
+    finite = f"CASE WHEN abs({point['value']}) < 9e999 THEN "      # NaN is NULL; infinities rank nowhere
+    columns = [point[at[at.index("_") + 1:]] if at[0] in "fl"
+               else f"{finite}{point[at[at.index('_') + 1:]]} END" for at in _AT]
+    sets = [f"{at} = CASE WHEN {keep[at.split('_')[0]]} THEN {at} ELSE excluded.{at} END" for at in _AT]
+    return (f"INSERT INTO metric_summary (run_id, metric_name, value, n_points, {', '.join(_AT)}) SELECT "
+            f"{row}run_id, {row}metric_name, {point['value']}, 1, {', '.join(columns)} {source} "
+            "ON CONFLICT (run_id, metric_name) DO UPDATE SET n_points = n_points + 1, "
+            "value = CASE WHEN is_returned THEN value ELSE excluded.value END, " + ", ".join(sets))
+
+
+def _leaves(column: str, join: str) -> str:
+    """Write SQL that lists a JSON column's values as name, value, type; lists stay whole.
+
+    Other tools write what Python's json.dumps makes of NaN, which is not JSON: it is quoted first.
+    """
+    quoted = f"NEW.{column}"
+    for token in ("NaN", "Infinity", "-Infinity"):
+        quoted = f"replace({quoted}, ': {token}', ': \"{token}\"')"
+    return (f"SELECT CASE path WHEN '$' THEN key ELSE replace(replace(substr(fullkey, 3), '\"', ''), "
+            f"'.', '{join}') END AS name, value, type FROM json_tree(CASE WHEN json_valid(NEW.{column}) "
+            f"THEN NEW.{column} WHEN json_valid({quoted}) THEN {quoted} ELSE '{{}}' END) "
+            "WHERE type <> 'object' AND typeof(key) = 'text' AND path NOT LIKE '%[%'")
+
+
+_TEXT_COLUMNS = "experiment_name, model_name, task_name, dataset_id, note"
+_FORGET_TEXT = """
+    DELETE FROM run_params WHERE run_id = {0}.run_id;
+    DELETE FROM run_text WHERE run_id = {0}.run_id;"""
+_FORGET_FINALS = """
+    UPDATE metric_summary SET is_returned = 0, value = last_value WHERE run_id = {0}.run_id AND is_returned;
+    DELETE FROM metric_summary WHERE run_id = {0}.run_id AND n_points = 0;"""
+_INDEX_TEXT = _FORGET_TEXT.format("NEW") + f"""
+    INSERT OR REPLACE INTO run_params SELECT NEW.run_id, name,
+        CASE typeof(value) WHEN 'text' THEN substr(value, 1, 1000) ELSE value END
+        FROM ({_leaves("params_json", ".")});
+    INSERT INTO run_text (run_id, text) SELECT NEW.run_id, NEW.run_id
+        {" ".join(f"|| char(10) || ifnull(NEW.{name}, '')" for name in _TEXT_COLUMNS.split(", "))}
+        || char(10) || ifnull((SELECT group_concat(param_name || ' ' || value, char(10))
+                               FROM run_params WHERE run_id = NEW.run_id), '');"""
+_INDEX_FINALS = _FORGET_FINALS.format("NEW") + f"""
+    INSERT INTO metric_summary (run_id, metric_name, value, is_returned) SELECT NEW.run_id, name,
+        CASE value WHEN 'NaN' THEN NULL WHEN 'Infinity' THEN 9e999 WHEN '-Infinity' THEN -9e999
+        ELSE value END, 1 FROM ({_leaves("final_metrics_json", "/")})
+        WHERE type IN ('integer', 'real') OR value IN ('NaN', 'Infinity', '-Infinity')
+        ON CONFLICT (run_id, metric_name) DO UPDATE SET value = excluded.value, is_returned = 1;"""
+_MARK = ("INSERT OR IGNORE INTO stale SELECT {0}.run_id, {0}.metric_name "
+         "WHERE {0}.run_id IS NOT NULL AND {0}.metric_name IS NOT NULL;")
+_POINTS = "FROM run_metrics WHERE run_id IS NOT NULL AND metric_name IS NOT NULL"
+_INDEX_SCHEMA = f"""
+CREATE TABLE metric_summary (        -- one row per run and metric
+    run_id TEXT NOT NULL,
+    metric_name TEXT NOT NULL,
+    value REAL,                      -- final metric: returned, else the last logged; NULL is NaN
+    is_returned INTEGER NOT NULL DEFAULT 0,
+    n_points INTEGER NOT NULL DEFAULT 0,
+    {", ".join(f"{at} {'REAL' if at.endswith('value') else 'INTEGER'}" for at in _AT)},
+    PRIMARY KEY (run_id, metric_name)  -- min and max are over finite values
+) WITHOUT ROWID;;
+CREATE INDEX metric_summary_value ON metric_summary (metric_name, value, run_id);;
+CREATE TABLE run_params (            -- one row per run and param, nested names joined by dots
+    run_id TEXT NOT NULL,
+    param_name TEXT NOT NULL,
+    value,                           -- number, text, JSON text of a list; NULL is null
+    PRIMARY KEY (run_id, param_name)
+) WITHOUT ROWID;;
+CREATE INDEX run_params_value ON run_params (param_name, value, run_id);;
+CREATE TABLE run_text (              -- what full-text search reads
+    key INTEGER PRIMARY KEY,         -- our own key, since VACUUM may renumber rowids
+    run_id TEXT NOT NULL UNIQUE,
+    text TEXT NOT NULL
+);;
+CREATE VIRTUAL TABLE run_search USING fts5(text, content='run_text', content_rowid='key');;
+CREATE TRIGGER run_text_insert AFTER INSERT ON run_text BEGIN
+    INSERT INTO run_search (rowid, text) VALUES (NEW.key, NEW.text); END;;
+CREATE TRIGGER run_text_delete AFTER DELETE ON run_text BEGIN
+    INSERT INTO run_search (run_search, rowid, text) VALUES ('delete', OLD.key, OLD.text); END;;
+CREATE TABLE stale (                 -- summaries that refresh() has to make again
+    run_id TEXT NOT NULL,
+    metric_name TEXT NOT NULL,
+    PRIMARY KEY (run_id, metric_name)
+) WITHOUT ROWID;;
+CREATE TRIGGER runs_insert AFTER INSERT ON runs WHEN NEW.run_id IS NOT NULL
+    BEGIN {_INDEX_TEXT} {_INDEX_FINALS} END;;
+CREATE TRIGGER runs_update_text AFTER UPDATE OF run_id, {_TEXT_COLUMNS}, params_json ON runs
+    WHEN NEW.run_id IS NOT NULL BEGIN {_FORGET_TEXT.format("OLD")} {_INDEX_TEXT} END;;
+CREATE TRIGGER runs_update_finals AFTER UPDATE OF run_id, final_metrics_json ON runs
+    WHEN NEW.run_id IS NOT NULL BEGIN {_FORGET_FINALS.format("OLD")} {_INDEX_FINALS} END;;
+CREATE TRIGGER runs_delete AFTER DELETE ON runs
+    BEGIN {_FORGET_TEXT.format("OLD")} {_FORGET_FINALS.format("OLD")} END;;
+CREATE TRIGGER run_metrics_insert AFTER INSERT ON run_metrics
+    WHEN NEW.run_id IS NOT NULL AND NEW.metric_name IS NOT NULL
+    BEGIN {_summarise("WHERE true", "NEW.")}; END;;
+CREATE TRIGGER run_metrics_update AFTER UPDATE ON run_metrics
+    BEGIN {_MARK.format("OLD")} {_MARK.format("NEW")} END;;
+CREATE TRIGGER run_metrics_delete AFTER DELETE ON run_metrics BEGIN {_MARK.format("OLD")} END;;
+CREATE INDEX runs_timestamp ON runs (timestamp, run_id);;
+CREATE INDEX runs_duration ON runs (duration_s, run_id);;
+CREATE INDEX runs_command ON runs (command, timestamp);;
+CREATE INDEX runs_note ON runs (note, timestamp) WHERE note IS NOT NULL;;
+CREATE INDEX runs_parent ON runs (parent_run_id) WHERE parent_run_id IS NOT NULL;;
+""" + "".join(f"CREATE INDEX runs_{column} ON runs ({column}, timestamp);;" for column in (
+    "experiment_name", "model_name", "task_name", "dataset_id", "status")) + f"""
+UPDATE runs SET params_json = params_json, final_metrics_json = final_metrics_json;;
+{_summarise(_POINTS + " ORDER BY id")}"""
+
+
+def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Connection:
+    """Open the lab as lab_logger.connect() does, its index made where it is missing.
+
+    Raises: StoreError, one sentence.
+    """
+    conn = lab_logger.connect(path, mode, timeout_s)
+    if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'run_search'").fetchone() is None:
+        if mode == "ro":
+            open_lab(path, "rw", timeout_s).close()
+            return conn
+        with lab_logger.transaction(conn):
+            if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'run_search'").fetchone() is None:
+                for statement in _INDEX_SCHEMA.split(";;"):
+                    conn.execute(statement)
+    return conn
+
+
+def refresh(conn: sqlite3.Connection) -> None:
+    """Make again, inside a transaction of the caller, the summaries of points changed or deleted."""
+    where = "run_id = ? AND metric_name = ?"
+    marks = conn.execute("SELECT run_id, metric_name FROM stale").fetchall()
+    for mark in marks:
+        conn.execute("UPDATE metric_summary SET n_points = 0, value = CASE WHEN is_returned THEN value END, "
+                     f"{', '.join(f'{at} = NULL' for at in _AT)} WHERE {where}", mark)
+        conn.execute(_summarise(f"{_POINTS} AND {where} ORDER BY id"), mark)
+        conn.execute(f"DELETE FROM metric_summary WHERE {where} AND n_points = 0 AND NOT is_returned", mark)
+    if marks:
+        conn.execute("DELETE FROM stale")
+
+
+def take_in(conn: sqlite3.Connection, db_path: str) -> list[str]:
+    """Take in every journal, close the runs of dead processes, and refresh what other tools changed.
+
+    Returns: a sentence for each journal that could not be taken in; it is kept.
+    """
+    running = conn.execute("SELECT run_id, hostname, pid, process_key FROM runs "
+                           "WHERE status = 'running'").fetchall()
+    dead = [row[0] for row in running if is_dead(*row[1:])]    # asked before their last lines are read
+    problems = lab_logger.drain_all(conn, db_path)
+    last = "max(ifnull(heartbeat_at, timestamp), timestamp)"
+    for run_id in dead if not problems else ():
+        conn.execute(f"UPDATE runs SET status = 'killed', ended_at = {last}, duration_s = "
+                     f"round((julianday({last}) - julianday(timestamp)) * 86400, 3) "
+                     "WHERE run_id = ? AND status = 'running'", (run_id,))
+    if dead:
+        lab_logger.drain_all(conn, db_path)       # their journals may go now
+    if conn.execute("SELECT 1 FROM stale LIMIT 1").fetchone():
+        with lab_logger.transaction(conn):
+            refresh(conn)
+    return problems
+
+
+def is_dead(hostname: str | None, pid: int | None, key: str | None) -> bool:
+    """Tell whether a run's process has certainly ended; False whenever that cannot be known."""
+    own = lab_logger.process_key()
+    if not pid or hostname != lab_logger.host_name():
+        return False
+    if key and own:
+        boot, namespace = key.split("/")[:2]
+        if boot != own.split("/")[0]:
+            return True                           # the machine was restarted since
+        # Another container's pids cannot be seen from here.
+        return namespace == own.split("/")[1] and lab_logger.process_key(pid) != key
+    try:
+        if os.name != "nt":                       # there it would end the process
+            os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
+    return False
+
+
+# --- Store --------------------------------------------------------------------
+# Connection first, plain data out. No statement runs once per run of a list.
+
+def open_store(path: str) -> sqlite3.Connection:
+    """Open the lab for reading, with all that processes left behind taken in first if possible."""
+    if lab_logger.pending(path) or os.path.exists(path):
+        with contextlib.suppress(StoreError, sqlite3.Error):  # a read-only file can still be read
+            with contextlib.closing(open_lab(path, timeout_s=READ_WAIT_S)) as conn:
+                take_in(conn, path)
+    return prepare(open_lab(path, "ro", WRITE_WAIT_S))
+
+
+def prepare(conn: sqlite3.Connection) -> sqlite3.Connection:
+    """Give a connection what queries need: text that is no UTF-8 is shown, and non-ASCII case folding."""
+    conn.text_factory = _lenient_text
+    conn.create_function("folded_in", 2, _folded_in, deterministic=True)
+    return conn
+
+
+def _lenient_text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
+def _folded_in(part: str, text: Any) -> bool:
+    return part.casefold() in str(text).casefold()
+
+
+def is_stale(conn: sqlite3.Connection) -> bool:
+    """Tell whether rows that came by plain SQL still have to be summarised."""
+    return conn.execute("SELECT 1 FROM stale LIMIT 1").fetchone() is not None
+
+
+def load_json(text: str | None, default: Any) -> Any:
+    """Parse a JSON column: `default` for NULL, invalid text or another kind than `default`'s."""
+    try:
+        value = json.loads(text) if text else default
+    except (ValueError, RecursionError):
+        return default
+    return value if isinstance(value, type(default)) else default
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """Join nested names by dots: {"val": {"acc": 1}} becomes {"val.acc": 1}; lists stay whole."""
+    flat: dict = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def resolve(conn: sqlite3.Connection, run_id: str, *, is_trash: bool = False) -> str:
+    """Find the whole id of a run given by its id or a unique beginning of it.
+
+    Raises: NotFound; Ambiguous, which names the candidates.
+    """
+    kept = "deleted_at IS NOT NULL" if is_trash else "deleted_at IS NULL"
+    bound = {"run_id": run_id, "end": run_id + "\U0010ffff"}
+    if conn.execute(f"SELECT 1 FROM runs WHERE run_id = :run_id AND {kept}", bound).fetchone():
+        return run_id
+    rows = conn.execute(
+        f"SELECT run_id FROM runs WHERE run_id >= :run_id AND run_id < :end AND {kept} "
+        "ORDER BY run_id LIMIT 6", bound).fetchall() if len(run_id) >= MIN_PREFIX else []
+    if len(rows) > 1:
+        names = ", ".join(row[0] for row in rows[:5]) + (" and more" if len(rows) > 5 else "")
+        raise Ambiguous(f"{run_id!r} is the beginning of several runs, give more of it: {names}")
+    if rows:
+        return rows[0][0]
+    raise _no_run(conn, run_id, is_trash)
+
+
+def _no_run(conn: sqlite3.Connection, run_id: str, is_trash: bool) -> NotFound:
+    shown = run_id[:80]
+    if is_trash:
+        return NotFound(f"there is no run {shown!r} in the trash")
+    if conn.execute("SELECT 1 FROM runs WHERE run_id = ?", (run_id,)).fetchone():
+        return NotFound(f"the run {shown!r} is in the trash: `ailab restore {shown}` brings it back")
+    if len(run_id) < MIN_PREFIX:
+        return NotFound(f"there is no run {shown!r} in this lab: give its id, or at least the first "
+                        f"{MIN_PREFIX} characters of it")
+    return NotFound(f"there is no run {shown!r} in this lab: `ailab runs` lists what there is")
+
+
+def list_runs(conn: sqlite3.Connection, query: RunQuery, *, limit: int, offset: int = 0) -> list[dict]:
+    """List runs as RunSummary dicts, in the query's order; those that lack what it sorts by come last."""
+    rows = _page(conn, query, ", ".join(f"r.{name}" for name in (*SUMMARY_COLUMNS, "params_json")),
+                 limit, offset)
+    return _summaries(conn, rows)
+
+
+def _page(conn: sqlite3.Connection, query: RunQuery, columns: str, limit: int, offset: int) -> list[tuple]:
+    ranked, rest, count = page_statements(query, columns)
+    bound = {**query.bound, "limit": limit, "offset": offset}
+    rows = conn.execute(ranked, bound).fetchall()
+    if len(rows) < limit:
+        n_ranked = offset + len(rows) if rows or not offset else conn.execute(count, bound).fetchone()[0]
+        bound.update(limit=limit - len(rows), offset=max(0, offset - n_ranked))
+        rows += conn.execute(rest, bound).fetchall()
+    return rows
+
+
+def count_runs(conn: sqlite3.Connection, query: RunQuery) -> int:
+    """Count the runs that a query keeps."""
+    return conn.execute(f"SELECT count(*) FROM runs r WHERE {query.conditions()}", query.bound).fetchone()[0]
+
+
+def _summaries(conn: sqlite3.Connection, rows: list[tuple]) -> list[dict]:
+    """Make RunSummary dicts of rows of SUMMARY_COLUMNS and params_json; one query for all metrics."""
+    finals: dict[str, dict] = {row[0]: {} for row in rows}
+    epochs: dict[str, int] = {}
+    for run_id, name, value, epoch in conn.execute(
+            "SELECT run_id, metric_name, value, last_epoch FROM metric_summary "
+            f"WHERE run_id IN ({', '.join('?' * len(finals))})", list(finals)):
+        finals[run_id][name] = number(value)
+        if epoch.__class__ is int and epoch > epochs.get(run_id, -1):
+            epochs[run_id] = epoch
+    runs = []
+    for row in rows:
+        run = dict(zip(SUMMARY_COLUMNS, row, strict=False))
+        run["params"] = load_json(row[-1], {})
+        run["final_metrics"] = finals[run["run_id"]]
+        run["n_epochs_logged"] = epochs.get(run["run_id"])
+        runs.append(run)
+    return runs
+
+
+def number(value: Any) -> float | str:
+    """Write a metric's value for JSON: NULL, and text that plain SQL put there, is "NaN"."""
+    if value.__class__ is float and value - value == 0.0:
+        return value
+    if isinstance(value, (int, float)) and value == value:
+        return "Infinity" if value == INF else "-Infinity" if value == -INF else float(value)
+    return "NaN"
+
+
+def get_run(conn: sqlite3.Connection, run_id: str) -> dict:
+    """Give one run as a RunDetail dict. Raises NotFound, Ambiguous."""
+    run_id = resolve(conn, run_id)
+    run = _details(conn, [run_id])[run_id]
+    url = f"/runs/{quote(run_id, safe='')}"
+    run["artifact_files"] = [_artifact_file(run["cwd"], url, *pair) for pair in enumerate(run["artifacts"])]
+    run["metrics_url"] = f"{url}/metrics"
+    run["child_run_ids"] = [row[0] for row in conn.execute(
+        "SELECT run_id FROM runs WHERE parent_run_id = ? AND deleted_at IS NULL "
+        "ORDER BY timestamp, run_id", (run_id,))]
+    return run
+
+
+_DETAIL_COLUMNS = ("pid", "cwd", "error", "device_info", "git_diff", "pip_freeze", "artifacts_json")
+
+
+def _details(conn: sqlite3.Connection, run_ids: list[str]) -> dict[str, dict]:
+    """Give runs by id, RunSummary with the detail columns, artifacts and metrics beside it."""
+    marks = ", ".join("?" * len(run_ids))
+    columns = (*SUMMARY_COLUMNS, *_DETAIL_COLUMNS, "params_json")
+    rows = conn.execute(f"SELECT {', '.join(columns)} FROM runs WHERE run_id IN ({marks})", run_ids).fetchall()
+    runs = {run["run_id"]: run for run in _summaries(conn, rows)}
+    for row in rows:
+        run = runs[row[0]]
+        run.update(zip(_DETAIL_COLUMNS, row[len(SUMMARY_COLUMNS):], strict=False))
+        run["device_info"] = load_json(run["device_info"], {})
+        run["artifacts"] = [str(path) for path in load_json(run.pop("artifacts_json"), [])]
+        run["metrics"] = []
+    for row in conn.execute(f"SELECT run_id, {', '.join(_METRIC_FIELDS)} FROM metric_summary "
+                            f"WHERE run_id IN ({marks}) ORDER BY run_id, metric_name", run_ids):
+        runs[row[0]]["metrics"].append(_metric_summary(dict(zip(_METRIC_FIELDS, row[1:], strict=True))))
+    return runs
+
+
+_METRIC_FIELDS = [name for name in MetricSummary.model_fields if name != "direction"]
+
+
+def _metric_summary(metric: dict) -> dict:
+    metric["direction"] = direction(metric["metric_name"])
+    metric["is_returned"] = bool(metric["is_returned"])
+    metric["value"] = number(metric["value"])
+    for name in ("first_value", "last_value"):
+        metric[name] = number(metric[name]) if metric["n_points"] else None
+    for name in metric:
+        if name.endswith(("_epoch", "_step")) and not isinstance(metric[name], (int, float)):
+            metric[name] = None
+    return metric
+
+
+def _artifact_file(cwd: str | None, url: str, index: int, path: str) -> dict:
+    size = None
+    with contextlib.suppress(OSError, ValueError):
+        full = os.path.join(cwd or "", path)
+        size = os.path.getsize(full) if os.path.isabs(full) and os.path.isfile(full) else None
+    kind = KIND_OF.get(os.path.splitext(path)[1][1:].lower(), "file")
+    return {"index": index, "path": path, "kind": kind, "size_bytes": size, "exists": size is not None,
+            "url": f"{url}/artifacts/{index}"}
+
+
+def run_metrics(conn: sqlite3.Connection, run_ids: list[str], given: dict[str, Any]) -> dict:
+    """Give the curves of runs as a Curves dict; `given` has the values of the WINDOW parameters.
+
+    Raises: NotFound, Ambiguous.
+    """
+    ids = list(dict.fromkeys(resolve(conn, run_id) for run_id in run_ids))
+    curves = []
+    for run_id in ids:
+        names = given["names"] or [row[0] for row in conn.execute(
+            "SELECT metric_name FROM metric_summary WHERE run_id = ? AND n_points > 0 "
+            "ORDER BY metric_name", (run_id,))]
+        curves += [_curve(conn, run_id, name, given) for name in dict.fromkeys(names)]
+    return {"x": given["x"], "curves": curves}
+
+
+_CURVE_POINTS = "FROM run_metrics WHERE run_id = :run_id AND metric_name = :metric_name"
+
+
+def _curve(conn: sqlite3.Connection, run_id: str, metric_name: str, given: dict[str, Any]) -> dict:
+    """Read one curve into at most max_points buckets of equal size, in order of logging."""
+    bound = {"run_id": run_id, "metric_name": metric_name, "since": given["since"]}
+    cursor = conn.execute(f"SELECT max(id) {_CURVE_POINTS}", bound).fetchone()[0] or 0
+    select = _points_statement(given, bound)
+    n_points = conn.execute(f"SELECT count(*) FROM ({select})", bound).fetchone()[0]
+    size = max(1, -(-n_points // given["max_points"]))
+    columns: dict[str, list] = {name: [] for name in ("x", "time", "first", "min", "max", "last", "mean", "count")}
+    marked: list[dict] = []
+    n_before = n_nonfinite = 0
+    points = conn.execute(f"{select} ORDER BY id", bound)
+    while bucket := points.fetchmany(size):
+        odd = _add_bucket(columns, bucket, n_before)
+        n_before += len(bucket)
+        n_nonfinite += len(odd)
+        marked += odd[:MAX_MARKED - len(marked)]
+    return {"run_id": run_id, "metric_name": metric_name, "n_points": n_points,
+            "cursor": max(cursor, given["since"]), **columns, "nonfinite": marked, "n_nonfinite": n_nonfinite}
+
+
+def _points_statement(given: dict[str, Any], bound: dict[str, Any]) -> str:
+    """Write the SELECT of (value, x, timestamp, id) in the window; adds to `bound` what it binds."""
+    low, high = given["from"], given["to"]
+    if given["x"] == "time":
+        times = "AND julianday(timestamp) IS NOT NULL AND id > :since"
+        for name, sign, moment in (("low", ">=", low), ("high", "<=", high)):
+            if moment is not None:
+                bound[name] = lab_logger.utc(min(max(moment, 0.0), 2.5e11))
+                times += f" AND timestamp {sign} :{name}"
+        return f"SELECT metric_value, timestamp AS x, timestamp, id {_CURVE_POINTS} {times}"
+    order = "epoch, step" if given["x"] == "epoch" else "step, epoch"
+    if low is None and high is None and not given["since"]:
+        return f"SELECT metric_value, coalesce({order}) AS x, timestamp, id {_CURVE_POINTS}"
+    bound.update(low=-INF if low is None else low, high=INF if high is None else high)
+    return (f"SELECT metric_value, x, timestamp, id FROM (SELECT metric_value, timestamp, id, "
+            f"coalesce({order}, row_number() OVER (ORDER BY id)) AS x {_CURVE_POINTS}) "
+            "WHERE id > :since AND x BETWEEN :low AND :high")
+
+
+def _add_bucket(columns: dict[str, list], bucket: list[tuple], n_before: int) -> list[dict]:
+    """Append one bucket to a curve's columns; returns its non-finite points."""
+    values, odd = [row[0] for row in bucket], []
+    try:
+        total = sum(values)
+    except TypeError:                    # NULL, or text
+        total = INF
+    if total - total != 0:
+        odd = [{"x": _axis(row[1], n_before + i), "value": number(row[0])}
+               for i, row in enumerate(bucket, 1) if number(row[0]).__class__ is str]
+        values = [value for value in values if number(value).__class__ is float]
+    first = bucket[0]
+    columns["x"].append(_axis(first[1], n_before + 1))
+    columns["time"].append(unix(first[2]))
+    columns["count"].append(len(bucket))
+    columns["first"].append(values[0] if values else None)
+    columns["last"].append(values[-1] if values else None)
+    columns["min"].append(min(values, default=None))
+    columns["max"].append(max(values, default=None))
+    mean = total / len(values) if total - total == 0 else math.fsum(v / len(values) for v in values)
+    columns["mean"].append(mean if values else None)
+    return odd
+
+
+def _axis(x: Any, place: int) -> float:
+    """Give a point's place on the axis: unix seconds of a time; what is no number gives its place."""
+    return x if isinstance(x, (int, float)) else place if x is None else unix(x) or place
+
+
+@functools.lru_cache(maxsize=4096)
+def unix(timestamp: str | None) -> float | None:
+    """Turn an ISO 8601 time into seconds since 1970; None for what is none."""
+    try:
+        moment = datetime.fromisoformat(timestamp.replace("Z", "+00:00"))  # type: ignore[union-attr]
+        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    except (AttributeError, ValueError, OverflowError):
+        return None
+
+
+def compare_runs(conn: sqlite3.Connection, run_ids: list[str]) -> dict:
+    """Put runs side by side as a RunComparison dict. Raises BadQuery, NotFound, Ambiguous."""
+    ids = list(dict.fromkeys(resolve(conn, run_id) for run_id in run_ids))
+    if not 2 <= len(ids) <= MAX_COMPARED:
+        raise BadQuery(f"{len(ids)} different runs are given: give 2 to {MAX_COMPARED} to compare")
+    details = _details(conn, ids)
+    runs = [details[run_id] for run_id in ids]
+    params = [flatten(run["params"]) for run in runs]
+    packages = [_packages(run["pip_freeze"]) for run in runs]
+    metric_keys = sorted({name for run in runs for name in run["final_metrics"]})
+    param_keys = sorted({name for flat in params for name in flat})
+    best = {name: _best(name, runs) for name in metric_keys}
+    return {
+        "run_ids": ids, "metric_keys": metric_keys, "param_keys": param_keys,
+        "runs": [{name: run[name] for name in ComparedRun.model_fields} for run in runs],
+        "differing_params": [name for name in param_keys if len({_typed(flat, name) for flat in params}) > 1],
+        "best": {name: found for name, found in best.items() if found},
+        "differing_packages": {
+            name: {run_id: versions.get(name) for run_id, versions in zip(ids, packages, strict=True)}
+            for name in sorted({name for versions in packages for name in versions}, key=str.lower)
+            if len({versions.get(name) for versions in packages}) > 1}}
+
+
+def _typed(flat: dict[str, Any], name: str) -> tuple:
+    """Make a param's value comparable: 1 is 1.0, and 1, "1", true, null and missing all differ."""
+    value = flat.get(name, flatten)      # a value that no JSON holds
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return "number", value
+    return type(value).__name__, json.dumps(value, sort_keys=True, default=str)
+
+
+def _packages(freeze: str | None) -> dict[str, str]:
+    pairs = (line.partition("==") for line in (freeze or "").splitlines())
+    return {name.strip(): version.strip() for name, equals, version in pairs if equals}
+
+
+def _best(metric_name: str, runs: list[dict]) -> dict | None:
+    values = {run["run_id"]: float(run["final_metrics"].get(metric_name, "nan")) for run in runs}
+    finite = [value for value in values.values() if math.isfinite(value)]
+    if not finite:
+        return None
+    way = direction(metric_name)
+    best = min(finite) if way == "minimize" else max(finite)
+    return {"direction": way, "value": best,
+            "run_ids": [run_id for run_id, value in values.items() if value == best]}
+
+
+def leaderboard(conn: sqlite3.Connection, given: dict[str, Any]) -> list[dict]:
+    """Rank runs by a metric's final value as LeaderboardRow dicts; `given`: the BOARD parameters.
+
+    Raises: NotFound, naming close names, for a metric that no run has.
+    """
+    name, way = given["metric_name"], direction(given["metric_name"])
+    is_ascending = given["order"] == "asc" or (given["order"] == "best" and way == "minimize")
+    query = run_query({**given, "sort": f"metrics.{name}", "order": "asc" if is_ascending else "desc"})
+    columns = ", ".join(f"r.{column}" for column in (*SUMMARY_COLUMNS, "params_json"))
+    rows = conn.execute(page_statements(query, columns)[0],
+                        {**query.bound, "limit": given["top_k"], "offset": 0}).fetchall()
+    if not rows:
+        _check_metric(conn, name)
+    return [{**run, "rank": rank, "metric_name": name, "metric_value": run["final_metrics"][name],
+             "direction": way} for rank, run in enumerate(_summaries(conn, rows), 1)]
+
+
+def _check_metric(conn: sqlite3.Connection, metric_name: str) -> None:
+    names = [metric["metric_name"] for metric in list_metrics(conn)]
+    if metric_name in names:
+        return
+    import difflib
+    near = difflib.get_close_matches(metric_name, names, 3, 0.5) or names[:5]
+    hint = "did you mean " + " or ".join(map(repr, near)) + "?" if near else "no run has logged any yet"
+    raise NotFound(f"no run has a metric {metric_name[:80]!r}: {hint}")
+
+
+def set_note(conn: sqlite3.Connection, run_id: str, note: str | None) -> dict:
+    """Write a run's note and return the run as get_run does. Raises NotFound, Ambiguous."""
+    with lab_logger.transaction(conn):
+        run_id = resolve(conn, run_id)
+        conn.execute("UPDATE runs SET note = ? WHERE run_id = ?", (note, run_id))
+        refresh(conn)
+    return get_run(conn, run_id)
+
+
+def delete_run(conn: sqlite3.Connection, run_id: str) -> dict:
+    """Move a run to the trash; nothing of it is removed. Raises NotFound, Ambiguous."""
+    with lab_logger.transaction(conn):
+        run_id, now = resolve(conn, run_id), lab_logger.utc(time.time())
+        conn.execute("UPDATE runs SET deleted_at = ? WHERE run_id = ?", (now, run_id))
+    return {"run_id": run_id, "deleted_at": now}
+
+
+def restore_run(conn: sqlite3.Connection, run_id: str) -> str:
+    """Take a run out of the trash; returns its whole id. Raises NotFound, Ambiguous."""
+    with lab_logger.transaction(conn):
+        run_id = resolve(conn, run_id, is_trash=True)
+        conn.execute("UPDATE runs SET deleted_at = NULL WHERE run_id = ?", (run_id,))
+    return run_id
+
+
+def list_experiments(conn: sqlite3.Connection) -> list[dict]:
+    """List experiments as ExperimentSummary dicts, latest activity first."""
+    rows = conn.execute(
+        "SELECT experiment_name, count(*), sum(status = 'running'), "
+        "max(max(ifnull(timestamp, ''), ifnull(ended_at, ''), ifnull(heartbeat_at, ''))) AS latest "
+        "FROM runs WHERE deleted_at IS NULL GROUP BY experiment_name ORDER BY latest DESC, 1").fetchall()
+    return [{"experiment_name": row[0], "n_runs": row[1], "n_running": row[2], "last_activity": row[3] or None}
+            for row in rows]
+
+
+_IN_TRASH = "SELECT run_id FROM runs WHERE deleted_at IS NOT NULL"
+
+
+def list_metrics(conn: sqlite3.Connection) -> list[dict]:
+    """List metrics as MetricInfo dicts, most runs first."""
+    return [{"metric_name": name, "n_runs": n_runs, "direction": direction(name)}
+            for name, n_runs in conn.execute(
+                "SELECT metric_name, count(*) FROM metric_summary WHERE run_id IN "
+                f"(SELECT run_id FROM runs) AND run_id NOT IN ({_IN_TRASH}) "
+                "GROUP BY metric_name ORDER BY 2 DESC, 1")]
+
+
+def lab_overview(conn: sqlite3.Connection) -> dict:
+    """Describe the lab as a Lab dict, without project, version and path."""
+    experiments = list_experiments(conn)
+    counts = dict.fromkeys(STATUSES, 0)
+    counts.update(conn.execute("SELECT status, count(*) FROM runs WHERE deleted_at IS NULL "
+                               "GROUP BY status").fetchall())
+    words = {plural: [{"name": name, "n_runs": n_runs} for name, n_runs in conn.execute(
+        f"SELECT {column}, count(*) FROM runs WHERE deleted_at IS NULL AND {column} IS NOT NULL "
+        f"GROUP BY {column} ORDER BY 2 DESC, 1")]
+        for plural, column in (("models", "model_name"), ("datasets", "dataset_id"), ("tasks", "task_name"))}
+    params = [dict(zip(ParamInfo.model_fields, row, strict=True)) for row in conn.execute(
+        "SELECT param_name, count(*), count(DISTINCT value) + max(value IS NULL) FROM run_params "
+        f"WHERE run_id NOT IN ({_IN_TRASH}) GROUP BY param_name ORDER BY param_name")]
+    return {"n_runs": sum(counts.values()), "counts": counts,
+            "last_activity": max((e["last_activity"] for e in experiments if e["last_activity"]), default=None),
+            "experiments": experiments, **words, "params": params, "metrics": list_metrics(conn)}
+
+
+def open_artifact(conn: sqlite3.Connection, run_id: str, index: int, db_path: str,
+                  roots: list[str]) -> tuple[Any, str]:
+    """Open a recorded file for reading: (binary file, its name).
+
+    Only a regular file that, links resolved, lies under the run's working directory or one of
+    `roots`, below no dot name, and is not the lab's own. Raises: NotFound, in the same words
+    whether the file is refused or missing, so that nobody learns what exists.
+    """
+    run_id = resolve(conn, run_id)
+    cwd, text = conn.execute("SELECT cwd, artifacts_json FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+    paths = [str(path) for path in load_json(text, [])]
+    refusal = NotFound(f"the run has no artifact {index} that can be downloaded: it is missing, or lies "
+                       "outside the run's working directory and AILAB_ARTIFACT_ROOTS")
+    if not 0 <= index < len(paths):
+        raise refusal
+    try:
+        full = os.path.realpath(os.path.join(cwd or os.sep, paths[index]))
+        if "://" in paths[index] or not _is_servable(full, [cwd or "", *roots], db_path):
+            raise refusal
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        return os.fdopen(os.open(full, flags), "rb"), os.path.basename(full)
+    except (OSError, ValueError) as error:
+        raise refusal from error
+
+
+def _is_servable(full: str, roots: list[str], db_path: str) -> bool:
+    own = [os.path.realpath(db_path) + end for end in ("", "-wal", "-shm", "-journal")]
+    if (not os.path.isfile(full) or full in own or full.startswith(own[0] + ".journals" + os.sep)
+            or any(os.path.exists(path) and os.path.samefile(full, path) for path in own)):
+        return False
+    for root in filter(os.path.isabs, roots):
+        real = os.path.realpath(root)
+        if os.path.dirname(real) != real and full.startswith(real + os.sep):  # "/" contains everything
+            below = full[len(real) + 1:].split(os.sep)
+            return not any(part.startswith(".") for part in below)
+    return False
+
+
+# --- HTTP ---------------------------------------------------------------------
+
+def encode(answer: Any) -> bytes:
+    """Write an answer as strict JSON with a newline at its end, once for every reader of it."""
+    try:
+        text = json.dumps(answer, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        return text.encode() + b"\n"
+    except (ValueError, TypeError, RecursionError):      # what only plain SQL can have put there
+        return json.dumps(_plain(answer), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    if isinstance(value, dict) and depth < 100:
+        return {str(_plain(key)): _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list) and depth < 100:
+        return [_plain(item, depth + 1) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return number(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if isinstance(value, (str, int, float, type(None))) else repr(value)[:lab_logger.MAX_TEXT]
+
+
+class Reader:
+    """A read-only connection, the file it is of, and answers made since that file last changed."""
+
+    def __init__(self, path: str) -> None:
+        self.file = file_key(path)
+        self.conn = prepare(open_lab(path, "ro", READ_WAIT_S))
+        self.version = 0
+        self.answers: dict[str, Reply] = {}
+
+
+def file_key(path: str) -> tuple | None:
+    """Identify the file at `path`; None where there is none."""
+    try:
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+    except OSError:
+        return None
+
+
+class Store:
+    """A server's way to the lab: readers to borrow, one writer behind a lock, reopened as the file changes."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.lock = threading.RLock()
+        self.writer: sqlite3.Connection | None = None
+        self.written: tuple | None = None
+        self.idle: list[Reader] = []
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Reader]:
+        """Lend a reader for one answer, inside a transaction: all its queries see one state."""
+        reader = self.idle.pop() if self.idle else None
+        if reader is not None and reader.file != file_key(self.path):
+            reader.conn.close()
+            reader = None
+        reader = reader or Reader(self.path)
+        try:
+            self._catch_up(reader)
+            reader.conn.execute("BEGIN")
+            try:
+                yield reader
+            finally:
+                reader.conn.execute("COMMIT")
+        except sqlite3.Error:
+            reader.conn.close()
+            raise
+        except BaseException:
+            self._give_back(reader)
+            raise
+        self._give_back(reader)
+
+    def _give_back(self, reader: Reader) -> None:
+        if len(self.idle) < IDLE_READERS:
+            self.idle.append(reader)
+        else:
+            reader.conn.close()
+
+    def _catch_up(self, reader: Reader) -> None:
+        version = reader.conn.execute("PRAGMA data_version").fetchone()[0]
+        if version == reader.version:
+            return
+        if is_stale(reader.conn):        # an old summary is better than an answer that waits
+            with contextlib.suppress(StoreError, sqlite3.Error), self.write(wait_s=0.2) as conn:
+                if is_stale(conn):
+                    with lab_logger.transaction(conn):
+                        refresh(conn)
+            version = reader.conn.execute("PRAGMA data_version").fetchone()[0]
+        reader.version = version
+        reader.answers.clear()
+
+    @contextlib.contextmanager
+    def write(self, wait_s: float = WRITE_WAIT_S) -> Iterator[sqlite3.Connection]:
+        """Lend the writer, which then waits `wait_s` for other processes."""
+        if not self.lock.acquire(timeout=wait_s):
+            raise StoreError("the lab is busy: try again in a moment")
+        try:
+            if self.writer is None or self.written != file_key(self.path):
+                self._drop_writer()
+                self.writer = prepare(open_lab(self.path, timeout_s=wait_s))
+                self.written = file_key(self.path)
+            self.writer.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
+            yield self.writer
+        except sqlite3.Error:
+            self._drop_writer()
+            raise
+        finally:
+            self.lock.release()
+
+    def _drop_writer(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+        self.writer = None
+
+    def tidy(self) -> None:
+        """Take in what killed processes left, unless the file was taken away."""
+        if os.path.exists(self.path) or lab_logger.pending(self.path):
+            with self.write() as conn:
+                take_in(conn, self.path)
+
+    def close(self) -> None:
+        """Close all connections that are not lent."""
+        while self.idle:
+            self.idle.pop().conn.close()
+        with self.lock:
+            self._drop_writer()
+
+
+class Reply(NamedTuple):
+    """What goes out: a body with its type, or `file` to stream."""
+    body: bytes = b""
+    status: int = 200
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
+    file: Any = None
+
+
+class Request(NamedTuple):
+    """What an endpoint is given: path parts and parsed parameters together, and the parsed body."""
+    server: LabServer
+    conn: Any                            # a reader's; the writer's for PATCH and DELETE; or None
+    given: dict[str, Any]
+    body: Any
+    path: str
+    pairs: list[tuple[str, str]]
+
+
+def get_health(request: Request) -> dict:
+    return {"status": "ok", "project": request.server.project, "version": lab_logger.__version__}
+
+
+def get_lab(request: Request) -> dict:
+    server = request.server
+    return {"project": server.project, "version": lab_logger.__version__,
+            "db_path": server.store.path if server.is_loopback else None, **lab_overview(request.conn)}
+
+
+def get_runs(request: Request) -> Reply:
+    query, given = run_query(request.given), request.given
+    runs = list_runs(request.conn, query, limit=given["limit"], offset=given["offset"])
+    total = count_runs(request.conn, query)
+    links = [(rel, offset) for rel, offset in (
+        ("first", 0), ("prev", max(0, given["offset"] - given["limit"]) if given["offset"] else None),
+        ("next", given["offset"] + given["limit"] if given["offset"] + given["limit"] < total else None))
+        if offset is not None]
+    kept = [pair for pair in request.pairs if pair[0] != "offset"]
+    link = ", ".join(f'</runs?{urlencode([*kept, ("offset", offset)])}>; rel="{rel}"' for rel, offset in links)
+    return Reply(encode(runs), headers=(("X-Total-Count", str(total)), ("Link", link)))
+
+
+def get_runs_leaderboard(request: Request) -> list:
+    return leaderboard(request.conn, request.given)
+
+
+def get_runs_compare(request: Request) -> dict:
+    return compare_runs(request.conn, request.given["ids"])
+
+
+def get_run_detail(request: Request) -> dict:
+    return get_run(request.conn, request.given["run_id"])
+
+
+def get_run_metrics(request: Request) -> dict:
+    return run_metrics(request.conn, [request.given["run_id"]], request.given)
+
+
+def get_curves(request: Request) -> dict:
+    return run_metrics(request.conn, request.given["ids"], request.given)
+
+
+def get_artifact(request: Request) -> Reply:
+    server, given = request.server, request.given
+    index = int(given["index"]) if re.fullmatch(r"\d{1,6}", given["index"], re.ASCII) else -1
+    file, name = open_artifact(request.conn, given["run_id"], index, server.store.path, server.artifact_roots)
+    return Reply(file=file, content_type="application/octet-stream", headers=(
+        ("Content-Disposition", f"attachment; filename*=UTF-8''{quote(name.encode('utf-8', 'replace'), safe='')}"),
+        ("Content-Security-Policy", "sandbox; default-src 'none'")))
+
+
+def get_experiments(request: Request) -> list:
+    return list_experiments(request.conn)
+
+
+def get_metrics(request: Request) -> list:
+    return list_metrics(request.conn)
+
+
+def patch_note(request: Request) -> dict:
+    return set_note(request.conn, request.given["run_id"], request.body.note)
+
+
+def delete_run_route(request: Request) -> dict:
+    return delete_run(request.conn, request.given["run_id"])
+
+
+def post_agent_query(request: Request) -> dict:
+    return ask_agent(request.body.query, request.server.url, request.server.token)
+
+
+def ask_agent(question: str, base_url: str, token: str | None = None) -> dict:
+    """Put a question to the assistant over the API at `base_url`; gives an AgentAnswer dict."""
+    try:
+        import agent                     # brings langchain: half a second that only questions pay
+    except ImportError as error:
+        raise Unavailable(f"the assistant needs a package that is missing ({error}): "
+                          "pip install langchain-core langchain-ollama") from error
+    options = {"token": token} if token else {}
+    return agent.ask(question, base_url=base_url, **options).model_dump(mode="json")
+
+
+def get_openapi(request: Request) -> dict:
+    return openapi(request.server.project)
+
+
+def get_page(request: Request) -> Reply:
+    return static_file("index.html")
+
+
+def get_static(request: Request) -> Reply:
+    return static_file(request.given["path"])
+
+
+class Route(NamedTuple):
+    """An address and a method: its endpoint, parameters, body and answer."""
+    method: str
+    path: str                            # {name} stands for one part, {path} for the rest
+    endpoint: Callable[[Request], Any]
+    summary: str
+    answer: Any = None                   # model of the JSON answer
+    params: tuple[Param, ...] = ()
+    body: type[BaseModel] | None = None
+    needs: str = "read"                  # of the store: read, write, or nothing
+    is_cached: bool = False              # the answer depends on the store alone
+
+
+ROUTES = (
+    Route("GET", "/", get_page, "The dashboard", needs=""),
+    Route("GET", "/static/{path}", get_static, "A file of the dashboard", needs=""),
+    Route("GET", "/health", get_health, "Whether the server is there", Health, needs=""),
+    Route("GET", "/lab", get_lab, "The lab at a glance", Lab, is_cached=True),
+    Route("GET", "/runs", get_runs, "List runs", list[RunSummary], RUN_FILTERS + PAGE, is_cached=True),
+    Route("GET", "/runs/leaderboard", get_runs_leaderboard, "Rank runs by a metric",
+          list[LeaderboardRow], BOARD, is_cached=True),
+    Route("GET", "/runs/compare", get_runs_compare, "Put 2 to 20 runs side by side", RunComparison,
+          COMPARED, is_cached=True),
+    Route("GET", "/runs/{run_id}", get_run_detail, "One run, whole", RunDetail),
+    Route("DELETE", "/runs/{run_id}", delete_run_route, "Move a run to the trash", Deleted, needs="write"),
+    Route("GET", "/runs/{run_id}/metrics", get_run_metrics, "Curves of a run", Curves, WINDOW, is_cached=True),
+    Route("PATCH", "/runs/{run_id}/note", patch_note, "Write a run's note", RunDetail, body=NoteUpdate,
+          needs="write"),
+    Route("GET", "/runs/{run_id}/artifacts/{index}", get_artifact, "Download a recorded file"),
+    Route("GET", "/curves", get_curves, "Curves of several runs", Curves, CURVE_RUNS + WINDOW, is_cached=True),
+    Route("GET", "/experiments", get_experiments, "List experiments", list[ExperimentSummary], is_cached=True),
+    Route("GET", "/metrics", get_metrics, "List metrics", list[MetricInfo], is_cached=True),
+    Route("POST", "/agent/query", post_agent_query, "Ask the assistant", AgentAnswer, body=AgentQuery, needs=""),
+    Route("GET", "/openapi.json", get_openapi, "This description", dict[str, Any], needs=""))
+STATUS_TEXT = {
+    200: "OK", 303: "See Other", 304: "Not Modified", 400: "Bad Request", 401: "Unauthorized",
+    403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 409: "Conflict",
+    413: "Content Too Large", 414: "URI Too Long", 415: "Unsupported Media Type",
+    422: "Unprocessable Content", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
+    503: "Service Unavailable"}
+
+
+def match_route(method: str, path: str) -> tuple[Route, dict[str, str]]:
+    """Find the route of a request: GET /runs/ab%2Fc gives that of /runs/{run_id}, {"run_id": "ab/c"}.
+
+    Raises: LabError 404, or 405 with Allow.
+    """
+    parts = path.split("/")[1:]
+    allowed = []
+    for route in ROUTES:
+        found = _fit(_TEMPLATES[route.path], parts)
+        if found is not None:
+            if route.method == method:
+                return route, found
+            allowed += ["GET", "HEAD"] if route.method == "GET" else [route.method]
+    if allowed:
+        allow = ", ".join(dict.fromkeys(allowed))
+        raise LabError(f"{method[:20]} is not possible here: use {allow}", 405, Allow=allow)
+    raise NotFound("there is nothing at this address: GET /openapi.json lists what there is")
+
+
+_TEMPLATES = {route.path: route.path.split("/")[1:] for route in ROUTES}
+
+
+def _fit(template: list[str], parts: list[str]) -> dict[str, str] | None:
+    if template[-1] == "{path}" and len(parts) >= len(template):
+        parts = [*parts[:len(template) - 1], "/".join(parts[len(template) - 1:])]
+    if len(parts) != len(template):
+        return None
+    found = {}
+    for name, part in zip(template, parts, strict=True):
+        if name[:1] == "{" and part:
+            try:
+                found[name[1:-1]] = unquote(part, errors="strict")   # once, so %252e stays a name
+            except UnicodeDecodeError:
+                raise LabError("the address is not UTF-8: percent-encode UTF-8 text") from None
+        elif name != part:
+            return None
+    return found
+
+
+def openapi(project: str = "ai-lab") -> dict:
+    """Describe the API as an OpenAPI 3.1 document, made from ROUTES."""
+    from pydantic.json_schema import models_json_schema
+    models = {model for route in ROUTES for model in (_model_of(route.answer), route.body) if model}
+    _, schemas = models_json_schema([(model, "validation") for model in sorted(
+        {*models, Problem}, key=lambda model: model.__name__)], ref_template="#/components/schemas/{model}")
+    paths: dict[str, dict] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return {"openapi": "3.1.0", "paths": paths, "components": {"schemas": schemas["$defs"]},
+            "info": {"title": f"{project}: AI-Lab", "version": lab_logger.__version__}}
+
+
+def _model_of(answer: Any) -> type[BaseModel] | None:
+    inner = (getattr(answer, "__args__", None) or (answer,))[0]
+    return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+
+
+def _operation(route: Route) -> dict:
+    names = re.findall(r"{(\w+)}", route.path)
+    model = _model_of(route.answer)
+    schema: dict[str, Any] = {"$ref": f"#/components/schemas/{model.__name__}"} if model else {}
+    if model and model is not route.answer:
+        schema = {"type": "array", "items": schema}
+    content = {"application/json": {"schema": schema}} if route.answer else {"*/*": {}}
+    problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    statuses = [400, 401, 403, 405, 413, 414, 431, 503] + ([415, 422] if route.body else [422])
+    statuses += [404, 409] if "run_id" in names else [404]
+    operation: dict[str, Any] = {
+        "operationId": route.endpoint.__name__, "summary": route.summary,
+        "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                       for name in names] + [_parameter(param) for param in route.params],
+        "responses": {"200": {"description": route.summary, "content": content},
+                      "304": {"description": "Not changed since the ETag in If-None-Match"},
+                      **{str(status): {"description": STATUS_TEXT[status], "content": problem}
+                         for status in sorted({*statuses, *([409] if "ids" in str(route.params) else [])})}}}
+    if route.body:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {
+            "schema": {"$ref": f"#/components/schemas/{route.body.__name__}"}}}}
+    return operation
+
+
+def _parameter(param: Param) -> dict:
+    schema: dict[str, Any] = {"type": {"integer": "integer", "number": "number"}.get(param.kind, "string")}
+    if param.kind == "integer":
+        schema.update(minimum=param.least, maximum=param.most)
+    if param.kind == "choice":
+        schema["enum"] = list(param.choices)
+    if param.kind == "text":
+        schema["minLength"] = 1
+    if param.kind == "sort":
+        schema["pattern"] = rf"^({_SORT.pattern})$"
+    if param.default is not None:
+        schema["default"] = param.default
+    if param.max_times > 1:
+        schema = {"type": "array", "items": schema, "maxItems": param.max_times, "minItems": param.min_times}
+    return {"name": param.name, "in": "query", "required": param.min_times > 0, "schema": schema,
+            "description": f"{param.description}; {param.accepted()}"}
+
+
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_SAFE = (("X-Content-Type-Options", "nosniff"), ("Cross-Origin-Resource-Policy", "same-origin"),
+         ("Referrer-Policy", "no-referrer"))
+_API_POLICY = ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection: read a request, guard, dispatch, reply with one write, until it is closed."""
+    server: LabServer
+    protocol_version = "HTTP/1.1"
+    timeout = IDLE_S
+    disable_nagle_algorithm = True       # else headers and body wait 40 ms for each other
+    fields: dict[str, str]
+
+    def handle_one_request(self) -> None:
+        self.close_connection, self.is_body_read, self.command = True, False, ""
+        try:
+            if not self.read_head():
+                return
+            self.server.n_open += 1
+            try:
+                self.reply(self.answer())
+            except LabError as error:
+                self.refuse(error)
+            finally:
+                self.server.n_open -= 1
+        except LabError as error:
+            self.refuse(error)
+        except OSError:                  # gone, or silent for too long
+            self.close_connection = True
+
+    def read_head(self) -> bool:
+        """Read the request line and headers, strictly: what is ambiguous could be read as two requests.
+
+        Sets command, path and `fields` (lower-case names). False at the end of the connection.
+        """
+        line = self.rfile.readline(MAX_URL_BYTES + 2)
+        if not line:
+            return False
+        self.requestline, self.fields = line.decode("latin-1").rstrip("\r\n"), {}
+        if len(line) > MAX_URL_BYTES:
+            raise LabError(f"the address is too long: at most {MAX_URL_BYTES} bytes", 414)
+        found = re.fullmatch(rb"([A-Z]{1,20}) (/[!-~]*) HTTP/1\.([01])\r?\n", line)
+        if not found:
+            raise LabError("this is not an HTTP/1.1 request line with a path")
+        self.command, self.path = found[1].decode(), found[2].decode()
+        n_bytes = 0
+        while (line := self.rfile.readline(MAX_HEADER_BYTES + 2)) not in (b"\r\n", b"\n"):
+            n_bytes += len(line)
+            if n_bytes > MAX_HEADER_BYTES or len(self.fields) >= MAX_HEADERS:
+                raise LabError(f"the headers are too many: at most {MAX_HEADERS}, {MAX_HEADER_BYTES} bytes", 431)
+            name, colon, value = line.partition(b":")
+            value = value.strip(b" \t\r\n")
+            key = name.decode("latin-1").lower()
+            if not line.endswith(b"\n") or not colon or not _TOKEN.fullmatch(name) or re.search(rb"[\0\r]", value):
+                raise LabError("a header is malformed: send Name: value lines")
+            if key in self.fields and key in ("host", "content-length", "origin", "authorization", "content-type"):
+                raise LabError(f"the header {key} is given twice")
+            before = f"{self.fields[key]}, " if key in self.fields else ""
+            self.fields[key] = before + value.decode("latin-1")
+        asked = self.fields.get("connection", "").lower()
+        self.close_connection = "close" in asked or (found[3] == b"0" and "keep-alive" not in asked)
+        return True
+
+    def answer(self) -> Reply:
+        """Guard, dispatch, and turn what the endpoint gives into a reply."""
+        body = self.read_body()
+        self.guard()
+        path, _, query = self.path.partition("?")
+        pairs = self.pairs(query)
+        if (entered := self.enter(path, pairs)) is not None:
+            return entered
+        method = "GET" if self.command == "HEAD" else self.command
+        route, parts = match_route(method, path)
+        parsed = self.parse_body(route.body, body) if route.body else None
+        given = {**parse_params(route.params, pairs), **parts}
+
+        def make(conn: sqlite3.Connection | None) -> Reply:
+            made = route.endpoint(Request(self.server, conn, given, parsed, path, pairs))
+            return made if isinstance(made, Reply) else Reply(encode(made))
+        try:
+            if route.needs == "read":
+                return self.read(route, make)
+            if route.needs == "write":
+                with self.server.store.write() as conn:
+                    return make(conn)
+            return make(None)
+        except (StoreError, sqlite3.Error) as error:
+            raise self.server.store_problem(error) from error
+
+    def read(self, route: Route, make: Callable[[sqlite3.Connection], Reply]) -> Reply:
+        with self.server.store.read() as reader:
+            made = reader.answers.get(self.path) if route.is_cached else None
+            if made is None:
+                made = make(reader.conn)
+                if route.is_cached and len(made.body) <= CACHED_BYTES:
+                    if len(reader.answers) >= CACHED_ANSWERS:
+                        reader.answers.clear()
+                    reader.answers[self.path] = made
+            return made
+
+    def pairs(self, query: str) -> list[tuple[str, str]]:
+        try:
+            return parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=500)
+        except ValueError:               # UnicodeDecodeError is one
+            raise BadQuery("the query is not UTF-8, or has more than 500 parameters: percent-encode "
+                           "UTF-8 text") from None
+
+    def read_body(self) -> bytes:
+        """Read the body to its end, so that it can never be taken for the next request."""
+        if "transfer-encoding" in self.fields:
+            raise LabError("Transfer-Encoding is not accepted: send a Content-Length")
+        length = self.fields.get("content-length")
+        if length is None:
+            if self.command in ("POST", "PATCH", "PUT"):
+                raise LabError(f"{self.command} needs a Content-Length")
+            length = "0"
+        if not re.fullmatch(r"\d{1,18}", length, re.ASCII):
+            raise LabError(f"Content-Length {length[:40]!r} is not a number of bytes")
+        if int(length) > MAX_BODY_BYTES:
+            raise LabError(f"the body has {length} bytes: at most {MAX_BODY_BYTES} are accepted", 413)
+        if self.fields.get("expect", "").lower() == "100-continue":
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            raise ConnectionError("the connection ended inside a body")
+        self.is_body_read = True
+        return body
+
+    def guard(self) -> None:
+        """Refuse what comes from another site: its name rebound to this machine, or its page's requests."""
+        fields, host = self.fields, self.fields.get("host", "")
+        found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?", host.lower())
+        if not found:
+            raise LabError("the Host header is missing or malformed: name the server's host")
+        if self.server.is_loopback and found[1] not in self.server.hosts:
+            raise LabError(f"the host {host[:80]!r} is not this lab's: use localhost or 127.0.0.1", 403)
+        origin, site = fields.get("origin"), fields.get("sec-fetch-site")
+        if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
+            raise LabError(f"requests from {origin[:80]!r} are not accepted: open the lab's own page", 403)
+        is_link = self.command in ("GET", "HEAD") and fields.get("sec-fetch-mode") == "navigate"
+        if site not in (None, "same-origin", "none") and not is_link:
+            raise LabError("requests from other sites are not accepted: open the lab's own page", 403)
+
+    def enter(self, path: str, pairs: list[tuple[str, str]]) -> Reply | None:
+        """Ask for the token where there is one; one that came in the address moves into a cookie."""
+        token, cookie = self.server.token, f"ailab_{self.server.server_port}"
+        shown = [value for name, value in pairs if name == "token"]
+        if token is None:
+            return None
+        scheme, _, bearer = self.fields.get("authorization", "").partition(" ")
+        cookies = dict(re.findall(r"([^=;\s]+)=([^;]*)", self.fields.get("cookie", "")))
+        for offered in (bearer.strip() if scheme.lower() == "bearer" else "", cookies.get(cookie, "")):
+            if hmac.compare_digest(offered.encode(), token.encode()):
+                pairs[:] = [pair for pair in pairs if pair[0] != "token"]
+                return None
+        if shown and self.command in ("GET", "HEAD") and hmac.compare_digest(shown[0].encode(), token.encode()):
+            rest = urlencode([pair for pair in pairs if pair[0] != "token"])
+            place = "/" + path.lstrip("/") + ("?" + rest if rest else "")   # never //another.host
+            return Reply(status=303, headers=(("Location", place), (
+                "Set-Cookie", f"{cookie}={token}; Path=/; HttpOnly; SameSite=Strict")))
+        raise LabError("this lab asks for its token: open the address that `ailab serve` printed, or send "
+                       "Authorization: Bearer TOKEN", 401, **{"WWW-Authenticate": "Bearer"})
+
+    def parse_body(self, model: type[BaseModel], body: bytes) -> BaseModel:
+        kind = self.fields.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise LabError(f"the content type is {kind[:80]!r}: send application/json", 415)
+        try:
+            content = json.loads(body)
+        except (ValueError, RecursionError):
+            raise LabError("the body is not JSON: send an object such as "
+                           f'{{"{next(iter(model.model_fields))}": "text"}}') from None
+        try:
+            return model.model_validate(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"])) or "the body"
+            raise BadQuery(f"{where}: {first['msg']}; accepted: an object with "
+                           + ", ".join(model.model_fields)) from None
+
+    def refuse(self, error: LabError) -> None:
+        if not self.is_body_read:
+            self.close_connection = True
+        self.reply(Reply(encode({"detail": error.detail}), error.status, headers=tuple(error.headers.items())))
+        if not self.is_body_read:
+            self.linger()
+
+    def linger(self) -> None:
+        """Let a refused body run out for a moment: closing on it would wipe the refusal away."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(0.5)
+            for _ in range(256):
+                if not self.connection.recv(1 << 16):
+                    break
+
+    def reply(self, reply: Reply) -> None:
+        """Send a reply: headers and body in one write."""
+        body, status, headers = reply.body, reply.status, list(reply.headers)
+        is_json = reply.content_type == "application/json"
+        if status == 200 and reply.file is None and self.command in ("GET", "HEAD"):
+            etag = f'W/"{zlib.crc32(body):08x}{len(body):x}"'
+            headers += [("ETag", etag), ("Cache-Control", "no-cache"), ("Vary", "Accept-Encoding")]
+            asked = self.fields.get("if-none-match", "")
+            if asked == "*" or etag[2:] in asked:
+                status, body = 304, b""
+        elif status != 200 or is_json:
+            headers.append(("Cache-Control", "no-store"))
+        if len(body) > GZIP_FROM_BYTES and _takes_gzip(self.fields.get("accept-encoding", "")):
+            packer = zlib.compressobj(3, zlib.DEFLATED, 31)
+            body = packer.compress(body) + packer.flush()
+            headers.append(("Content-Encoding", "gzip"))
+        if is_json:
+            headers.append(_API_POLICY)
+        size = len(body) if reply.file is None else os.fstat(reply.file.fileno()).st_size
+        head = [f"HTTP/1.1 {status} {STATUS_TEXT[status]}", f"Date: {_http_date(int(time.time()))}"]
+        if status != 304:
+            head += [f"Content-Type: {reply.content_type}", f"Content-Length: {size}"]
+        head += [f"{name}: {value}" for name, value in (*_SAFE, *headers) if value]
+        head += ["Connection: close"] if self.close_connection else []
+        self.log_request(status, size)
+        start = ("\r\n".join(head) + "\r\n\r\n").encode("latin-1", "replace")
+        self.wfile.write(start if self.command == "HEAD" else start + body)
+        if reply.file is not None:
+            self.stream(reply.file, size)
+
+    def stream(self, file: Any, size: int) -> None:
+        with file:
+            while size and self.command != "HEAD":
+                chunk = file.read(min(size, 1 << 18))
+                if not chunk:            # it shrank: the client must not wait for the rest
+                    self.close_connection = True
+                    return
+                self.wfile.write(chunk)
+                size -= len(chunk)
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        if self.server.is_verbose:
+            line = "".join(c if " " <= c <= "~" else f"\\x{ord(c):02x}" for c in self.requestline)
+            line = re.sub(r"([?&]token=)[^& ]*", r"\1***", line)
+            sys.stderr.write(f"{self.client_address[0]} [{lab_logger.utc(time.time())}] {line} {code} {size}\n")
+
+
+def _takes_gzip(accepted: str) -> bool:
+    return re.search(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", accepted) is not None
+
+
+@functools.lru_cache(maxsize=4)
+def _http_date(seconds: int) -> str:
+    from email.utils import formatdate
+    return formatdate(seconds, usegmt=True)
+
+
+class LabServer(ThreadingHTTPServer):
+    """A lab's server, one thread a connection; while it serves, it takes in what killed runs left."""
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, address: tuple[str, int], store: Store, project: str, token: str | None) -> None:
+        self.store, self.project, self.token = store, project, token
+        self.is_loopback = is_loopback(address[0])
+        self.hosts = {"localhost", "127.0.0.1", "[::1]", address[0].lower(), f"[{address[0].lower()}]"}
+        self.artifact_roots: list[str] = []
+        self.is_verbose = False
+        self.n_open = 0                  # requests being answered
+        self.slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self.is_over = threading.Event()
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, Handler)
+
+    def server_bind(self) -> None:
+        # Not HTTPServer's: it asks the name service for this machine's name, for seconds at times.
+        if self.allow_reuse_address:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = self.server_address[:2]
+
+    @property
+    def url(self) -> str:
+        """The address that a program on this machine reaches it at."""
+        host = str(self.server_address[0])
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}"
+
+    def serve_forever(self, poll_interval: float = 0.2) -> None:
+        self.is_over.clear()
+        tidier = threading.Thread(target=self._keep_tidy, name="ailab-tidy", daemon=True)
+        tidier.start()
+        try:
+            super().serve_forever(poll_interval)
+        finally:
+            self.is_over.set()
+
+    def _keep_tidy(self) -> None:
+        while not self.is_over.wait(TIDY_EVERY_S):
+            with contextlib.suppress(StoreError, sqlite3.Error, OSError):  # each request says it too
+                self.store.tidy()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self.slots.acquire(blocking=False):
+            super().process_request(request, client_address)
+            return
+        with contextlib.suppress(OSError):
+            body = encode({"detail": f"more than {MAX_CONNECTIONS} connections are open: try again later"})
+            request.settimeout(0.1)
+            request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+                            b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.slots.release()
+
+    def store_problem(self, error: Exception) -> LabError:
+        """Turn what the store says into a 503; beyond this machine it names no folder."""
+        text = str(error)
+        if isinstance(error, sqlite3.Error):
+            why = ("is busy: try again in a moment" if "locked" in text or "busy" in text else
+                   f"cannot be used ({text}): `ailab doctor` says more")
+            text = f"the lab at {self.store.path!r} {why}"
+        if not self.is_loopback:
+            text = text.replace(self.store.path, os.path.basename(self.store.path))
+        return Unavailable(text)
+
+    def server_close(self) -> None:
+        self.is_over.set()
+        super().server_close()
+        until = time.monotonic() + STOP_WAIT_S
+        while self.n_open and time.monotonic() < until:
+            time.sleep(0.01)
+        self.store.close()
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach an address."""
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+
+
+def make_server(db_path: str, host: str = "127.0.0.1", port: int = 0, *, token: str | None = None,
+                project: str | None = None, is_verbose: bool = False) -> LabServer:
+    """Make a server that is bound and not yet running; `server_address` is the real one.
+
+    A lab that cannot be opened is no reason to fail: its requests answer 503 until it can be.
+    Raises: LabError beyond loopback without a token; OSError where the address cannot be bound.
+    """
+    if not is_loopback(host) and not token:
+        raise LabError(f"{host!r} can be reached by others: give a token (--token or AILAB_TOKEN)")
+    path = os.path.abspath(db_path)
+    with contextlib.suppress(StoreError):
+        open_lab(path, timeout_s=READ_WAIT_S).close()
+    server = LabServer((host, port), Store(path), project or lab_logger.setting("PROJECT_NAME", "ai-lab")[0], token)
+    server.artifact_roots = list(filter(None, lab_logger.setting("AILAB_ARTIFACT_ROOTS")[0].split(os.pathsep)))
+    server.is_verbose = is_verbose
+    return server
+
+
+# --- Static files -------------------------------------------------------------
+
+STATIC_TYPES = {
+    "html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8",
+    "css": "text/css; charset=utf-8", "svg": "image/svg+xml", "png": "image/png", "ico": "image/x-icon"}
+_PAGE_POLICY = ("Content-Security-Policy", "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; "
+                "form-action 'self'; frame-ancestors 'none'; object-src 'none'")
+
+
+def static_dir() -> str:
+    """Find the dashboard's files: `static` beside this file, or `ailab_static` where it is installed."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    places = [os.path.join(here, name) for name in ("static", "ailab_static")]
+    return next((place for place in places if os.path.isfile(os.path.join(place, "index.html"))), places[0])
+
+
+def static_file(name: str) -> Reply:
+    """Give a file of the dashboard; the same 404 for what is missing and what is outside."""
+    root = os.path.realpath(static_dir())
+    content_type = STATIC_TYPES.get(name.rpartition(".")[2])
+    try:
+        full = os.path.realpath(os.path.join(root, name))
+        if (content_type and full.startswith(root + os.sep)
+                and not any(part.startswith(".") for part in name.split("/")) and os.path.isfile(full)):
+            with open(full, "rb") as file:
+                return Reply(file.read(), content_type=content_type, headers=(_PAGE_POLICY,))
+    except (OSError, ValueError):        # a name too long, or with a NUL
+        pass
+    raise NotFound("the dashboard has no such file")
+
+
+# --- Command line -------------------------------------------------------------
+
+def main(argv: list[str] | None = None) -> int:
+    server = make_server(lab_logger.default_db_path(), port=8000)
+    print(server.url, file=sys.stderr)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
