@@ -139,7 +139,7 @@ def private_surroundings(tmp_path, db_path, monkeypatch):
 @pytest.fixture
 def conn(db_path):
     import lab_logger
-    connection = lab_logger.connect(db_path)
+    connection = ailab.open_lab(db_path)
     yield connection
     connection.close()
 
@@ -151,7 +151,7 @@ def lab(conn, db_path):
     with lab_logger.transaction(conn):
         for index, run in enumerate(RUNS):
             _insert_known(conn, index, run)
-        lab_logger.refresh(conn)
+        ailab.refresh(conn)
     return SimpleNamespace(conn=conn, db_path=db_path, runs={run.name: run for run in RUNS},
                            ids={run.name: run.run_id for run in RUNS},
                            names={run.run_id: run.name for run in RUNS})
@@ -162,7 +162,7 @@ def server(db_path):
     """The lab's server, running in a thread; server.server_port is its port."""
     import ailab
     running = ailab.make_server(db_path, "127.0.0.1", 0)
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield running
     running.shutdown()

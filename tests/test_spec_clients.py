@@ -4,6 +4,7 @@ import json
 import pytest
 from conftest import insert_run
 
+import ailab
 import lab_logger
 
 SECTION_9 = '''
@@ -86,7 +87,7 @@ def test_leaderboard_detail_and_metrics_csv_of_section_11_2_lead_to_a_data_frame
     insert_run(lab.conn, run_id="the-best-run", final_metrics_json='{"accuracy": 0.97}',
                artifacts_json=json.dumps([str(tmp_path / "model.joblib"), str(csv)]))
     with lab_logger.transaction(lab.conn):
-        lab_logger.refresh(lab.conn)
+        ailab.refresh(lab.conn)
     names = execute(SECTION_11_2)
     assert names["run_id"] == "the-best-run"
     assert len(names["runs"]) == 5

@@ -1,0 +1,363 @@
+"""The command line: each verb, its JSON, its exit code, its one line of error."""
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+from conftest import ROOT
+
+import ailab
+import lab_logger
+
+
+@pytest.fixture
+def cli(lab, capsys):
+    """cli("runs", "--json") -> (exit code, what stdout got, what stderr got)."""
+    def run(*arguments):
+        try:
+            code = ailab.main(list(arguments))
+        except SystemExit as end:                 # argparse's own way out
+            code = end.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+    return run
+
+
+@pytest.fixture
+def body(server):
+    """body(path) -> the bytes the API answers."""
+    def ask(path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}") as answer:
+            return answer.read()
+    return ask
+
+
+def start(*arguments, **environment):
+    """Start `python ailab.py ...` in a process of its own."""
+    return subprocess.Popen([sys.executable, str(ROOT / "ailab.py"), *arguments],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment})
+
+
+# --- JSON -------------------------------------------------------------------------------
+
+BEST = "32c3d4e5"
+JSON_VERBS = [
+    (("runs",), "/runs"), (("runs", "--limit", "3", "--offset", "2"), "/runs?limit=3&offset=2"),
+    (("runs", "--model_name", "perceptron", "--sort", "metrics.accuracy"),
+     "/runs?model_name=perceptron&sort=metrics.accuracy"),
+    (("runs", "--metric_name", "accuracy", "--metric_min", "0.9"),
+     "/runs?metric_name=accuracy&metric_min=0.9"),
+    (("runs", "--q", "publish iris"), "/runs?q=publish+iris"),
+    (("show", BEST), f"/runs/{BEST}"),
+    (("compare", BEST, "10a1b2c3"), f"/runs/compare?ids={BEST}&ids=10a1b2c3"),
+    (("leaderboard", "accuracy"), "/runs/leaderboard?metric_name=accuracy"),
+    (("leaderboard", "val_loss", "--top_k", "3", "--order", "best"),
+     "/runs/leaderboard?metric_name=val_loss&top_k=3&order=best"),
+    (("metrics", BEST), f"/runs/{BEST}/metrics"),
+]
+
+
+@pytest.mark.parametrize("arguments, path", JSON_VERBS, ids=[" ".join(v) for v, _ in JSON_VERBS])
+def test_json_is_the_apis_body_byte_for_byte(cli, body, arguments, path):
+    code, out, err = cli(*arguments, "--json")
+    assert (code, err) == (0, "")
+    assert out.encode().rstrip(b"\n") == body(path)
+
+
+def test_json_of_a_note_is_the_run(cli, lab):
+    code, out, _ = cli("note", BEST, "PUBLISH: again", "--json")
+    assert code == 0
+    assert json.loads(out)["note"] == "PUBLISH: again"
+
+
+# --- Tables -----------------------------------------------------------------------------
+
+def test_runs_lists_a_line_each_newest_first(cli):
+    code, out, err = cli("runs")
+    assert (code, err) == (0, "")
+    short = [line for line in out.splitlines() if re.search(r"[0-9a-f]{8}", line)]
+    assert len(short) == 12
+    assert "cbf2a3b4" in short[0] and "10a1b2c3" in short[-1]
+    assert "digits_sweep" in short[0] and "perceptron" in short[0]
+
+
+def test_runs_shows_only_what_the_filters_leave(cli):
+    _, out, _ = cli("runs", "--status", "failed")
+    assert "a9d0e1f2" in out
+    assert "10a1b2c3" not in out
+
+
+def test_runs_of_an_empty_lab_says_what_to_do(db_path, capsys):
+    ailab.open_lab(db_path).close()
+    assert ailab.main(["runs"]) == 0
+    assert "log_run" in capsys.readouterr().out
+
+
+def test_show_prints_params_metrics_and_note(cli):
+    code, out, _ = cli("show", BEST)
+    assert code == 0
+    for text in ("32c3d4e5-0003-4a00-8000-000000000003", "learning_rate", "0.1", "accuracy", "0.95",
+                 "PUBLISH: best of iris", "iris_sweep"):
+        assert text in out
+
+
+def test_show_of_a_failed_run_prints_its_traceback(cli):
+    assert "ValueError: learning rate too large" in cli("show", "a9d0e1f2")[1]
+
+
+def test_compare_names_what_differs(cli):
+    code, out, _ = cli("compare", BEST, "98c9d0e1")
+    assert code == 0
+    for text in ("model_name", "optimizer.momentum", "accuracy", "0.95", "0.82"):
+        assert text in out
+
+
+def test_leaderboard_ranks_the_runs(cli):
+    code, out, _ = cli("leaderboard", "accuracy", "--top_k", "3")
+    assert code == 0
+    assert out.index("0.95") < out.index("0.91")
+    assert "54e5f6a7" in out and "10a1b2c3" not in out
+
+
+def test_metrics_prints_a_runs_curves(cli):
+    code, out, _ = cli("metrics", BEST)
+    assert code == 0
+    for text in ("accuracy", "val_loss", "train_loss", "0.87", "0.95"):
+        assert text in out
+
+
+def test_note_writes_and_says_so(cli, lab):
+    code, out, _ = cli("note", "43d4e5f6", "BAD: too slow")
+    assert code == 0
+    assert "43d4e5f6" in out
+    assert lab.conn.execute("SELECT note FROM runs WHERE run_id LIKE '43d4e5f6%'").fetchone() == (
+        "BAD: too slow",)
+
+
+def test_delete_moves_a_run_to_the_trash(cli, lab):
+    code, out, _ = cli("delete", "43d4e5f6")
+    assert code == 0
+    assert "43d4e5f6" in out
+    assert "43d4e5f6" not in cli("runs")[1]
+    assert lab.conn.execute("SELECT count(*) FROM runs").fetchone() == (12,)
+
+
+# --- The terminal -----------------------------------------------------------------------
+
+def test_a_table_fits_a_narrow_terminal(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    for arguments in (("runs",), ("leaderboard", "accuracy"), ("compare", BEST, "10a1b2c3"),
+                      ("metrics", BEST)):
+        _, out, _ = cli(*arguments)
+        assert max(map(len, out.splitlines())) <= 60, arguments
+
+
+def test_a_table_has_no_colour_off_a_terminal(cli):
+    assert "\x1b" not in cli("runs")[1] + cli("show", BEST)[1]
+
+
+def test_a_table_has_no_colour_on_a_terminal_where_no_color_is_set(lab):
+    assert "\x1b" not in on_a_terminal("runs", NO_COLOR="1")
+
+
+def test_a_table_has_colour_on_a_terminal(lab):
+    assert "\x1b[" in on_a_terminal("runs", TERM="xterm-256color")
+
+
+def on_a_terminal(*arguments, **environment):
+    """What the command prints when its stdout is a terminal."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    surroundings = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    process = subprocess.Popen([sys.executable, str(ROOT / "ailab.py"), *arguments], stdout=theirs,
+                               stderr=theirs, env={**surroundings, **environment})
+    os.close(theirs)
+    out = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            out += chunk
+    except OSError:                               # Linux: the other side has closed it
+        pass
+    finally:
+        os.close(ours)
+    assert process.wait(20) == 0, out
+    return out.decode()
+
+
+def test_control_characters_in_a_run_never_reach_the_terminal(cli, lab):
+    lab.conn.execute("UPDATE runs SET note = ?, model_name = ? WHERE run_id = ?",
+                     ("\x1b]0;owned\x07\x1b[2J", "a\r\nb\x9b31m", lab.ids["diverged"]))
+    for arguments in (("runs",), ("show", "cbf2a3b4")):
+        out = cli(*arguments)[1]
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", out)
+
+
+# --- Errors -------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("arguments, words", [
+    (("show", "ffffffff"), "'ffffffff'"), (("show", "54e5f6"), "54e5f6a7-0006"),
+    (("compare", BEST), "2"), (("compare", BEST, "ffffffff"), "'ffffffff'"),
+    (("leaderboard", "acuracy"), "accuracy"), (("runs", "--limit", "0"), "limit"),
+    (("runs", "--limit", "-1"), "limit"), (("runs", "--status", "paused"), "paused"),
+    (("runs", "--sort", "colour"), "colour"), (("metrics", "ffffffff"), "'ffffffff'"),
+    (("note", "ffffffff", "x"), "'ffffffff'"), (("delete", "ffffffff"), "'ffffffff'"),
+    (("runs", "--metric_min", "0.5"), "metric_name"), (("note", BEST, "x" * 10_001), "10")])
+def test_an_error_is_one_line_and_exit_code_1(cli, arguments, words):
+    code, out, err = cli(*arguments)
+    assert (code, out) in ((1, ""), (2, ""))
+    if code == 1:
+        assert err.startswith("ailab: ") and err.count("\n") == 1
+    assert words in err
+
+
+@pytest.mark.parametrize("arguments", [("runs", "--colour"), ("colour",), ("show",), (),
+                                       ("serve", "--port", "many"), ("note", BEST)])
+def test_wrong_usage_is_exit_code_2(cli, arguments):
+    code, _, err = cli(*arguments)
+    assert code == 2
+    assert "usage" in err
+
+
+def test_help_and_version_are_exit_code_0(cli):
+    assert cli("--help")[0] == 0
+    assert lab_logger.__version__ in cli("--version")[1]
+
+
+@pytest.mark.parametrize("verb", [("runs",), ("show", "32c3d4"), ("leaderboard", "accuracy"),
+                                  ("compare", "32c3d4", "10a1b2"), ("metrics", "32c3d4"),
+                                  ("note", "32c3d4", "x"), ("delete", "32c3d4")])
+def test_a_lab_that_is_not_there_is_one_sentence_and_is_not_made(db_path, capsys, verb):
+    assert ailab.main(list(verb)) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("ailab: ") and err.count("\n") == 1
+    assert db_path in err
+    assert not os.path.exists(db_path)
+
+
+def test_a_file_that_is_no_lab_is_one_sentence(db_path, capsys):
+    with open(db_path, "w") as file:
+        file.write("no database\n" * 100)
+    assert ailab.main(["runs"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("ailab: ") and err.count("\n") == 1
+
+
+def test_db_names_another_lab(tmp_path, lab, capsys):
+    other = str(tmp_path / "other.db")
+    ailab.open_lab(other).close()
+    assert ailab.main(["runs", "--db", other, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize("port", ["many", "70000", "-1"])
+def test_a_bad_port_in_the_environment_is_named_with_its_key(lab, monkeypatch, capsys, port):
+    monkeypatch.setenv("AILAB_PORT", port)
+    assert ailab.main(["serve"]) == 1
+    err = capsys.readouterr().err
+    assert "AILAB_PORT" in err and repr(port) in err and "environment" in err
+    assert err.count("\n") == 1
+
+
+def test_a_busy_port_is_a_sentence_that_names_another(lab, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert ailab.main(["serve", "--port", str(port)]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("ailab: ") and err.count("\n") == 1
+    assert str(port) in err
+    another = re.search(r"--port (\d+)", err)
+    assert another and int(another[1]) != port
+
+
+def test_a_reader_that_stops_reading_is_no_error(lab):
+    process = start("runs", "--json")
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    assert process.wait(20) in (0, 1, 141, -signal.SIGPIPE)
+
+
+# --- serve, ask, doctor --------------------------------------------------------------------
+
+def test_serve_prints_the_address_it_got_and_ends_on_ctrl_c(lab):
+    process = start("serve", "--port", "0")
+    try:
+        lines = ""
+        while not (address := re.search(r"http://127\.0\.0\.1:(\d+)", lines)):
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            lines += line
+        with urllib.request.urlopen(address[0] + "/health", timeout=10) as answer:
+            assert json.load(answer)["status"] == "ok"
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode in (0, 130)
+    assert "Traceback" not in err
+
+
+def test_ask_starts_a_server_of_its_own_where_none_runs(cli, lab, monkeypatch):
+    monkeypatch.setenv("AILAB_PORT", "1")         # nothing listens there
+    code, out, err = cli("ask", "Which run has the best accuracy?")
+    assert code == 0, err
+    assert "0.95" in out
+
+
+def test_ask_as_json_is_an_agent_answer(cli, lab, monkeypatch):
+    monkeypatch.setenv("AILAB_PORT", "1")
+    code, out, _ = cli("ask", "Show me my top 3 runs by accuracy and compare them.", "--json")
+    answer = json.loads(out)
+    assert code == 0
+    assert set(answer["used_run_ids"]) == {lab.ids[name] for name in ("lr_01", "svm_01", "svm_001")}
+    assert answer["answered_by"] == "builtin planner"
+
+
+def test_ask_writes_a_note_only_where_told_to(cli, lab, monkeypatch):
+    monkeypatch.setenv("AILAB_PORT", "1")
+    before = lab.conn.execute("SELECT run_id, note FROM runs ORDER BY 1").fetchall()
+    cli("ask", "Summarize my experiments.")
+    assert lab.conn.execute("SELECT run_id, note FROM runs ORDER BY 1").fetchall() == before
+
+
+def test_doctor_of_a_healthy_lab_finds_no_fault(cli):
+    code, out, err = cli("doctor")
+    assert (code, err) == (0, "")
+    assert "12" in out
+
+
+def test_doctor_takes_in_what_a_dead_process_left(lab, cli):
+    journals = lab.db_path + ".journals"
+    os.makedirs(journals, exist_ok=True)
+    with open(os.path.join(journals, "left-behind.jsonl"), "w") as journal:
+        journal.write(json.dumps({"v": 1, "db": lab.db_path, "t": 1_790_000_000.0, "set": {
+            "timestamp": "2026-11-05T00:00:00.000000Z", "status": "finished",
+            "experiment_name": "left"}}) + "\n")
+        journal.write(json.dumps({"t": 1_790_000_001.0, "e": 1, "m": {"accuracy": 0.5}}) + "\n")
+    code, out, _ = cli("doctor")
+    assert code == 0
+    assert "1 " in out
+    assert lab.conn.execute("SELECT experiment_name, status FROM runs WHERE run_id = 'left-behind'"
+                            ).fetchone() == ("left", "finished")
+    assert lab_logger.pending(lab.db_path) == []
+
+
+def test_doctor_of_a_broken_lab_says_so_and_fails(db_path, capsys):
+    with open(db_path, "w") as file:
+        file.write("no database\n" * 100)
+    assert ailab.main(["doctor"]) == 1
+    captured = capsys.readouterr()
+    assert "not a database" in captured.out + captured.err
+    assert "Traceback" not in captured.out + captured.err
+
+
+def test_the_command_of_a_copied_logger_needs_no_agent(lab):
+    """Read verbs start fast: LangChain is imported only when a question is asked."""
+    code = ("import sys, ailab; ailab.main(['runs']); "
+            "sys.exit(any(name.startswith('langchain') for name in sys.modules))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr
