@@ -738,17 +738,17 @@ def take_in(conn: sqlite3.Connection, db_path: str) -> list[str]:
 
     Returns: a sentence for each journal that could not be taken in; it is kept.
     """
+    problems = lab_logger.drain_all(conn, db_path)
     running = conn.execute("SELECT run_id, hostname, pid, process_key FROM runs "
                            "WHERE status = 'running'").fetchall()
-    dead = [row[0] for row in running if is_dead(*row[1:])]    # asked before their last lines are read
-    problems = lab_logger.drain_all(conn, db_path)
-    last = "max(ifnull(heartbeat_at, timestamp), timestamp)"
-    for run_id in dead if not problems else ():
-        conn.execute(f"UPDATE runs SET status = 'killed', ended_at = {last}, duration_s = "
-                     f"round((julianday({last}) - julianday(timestamp)) * 86400, 3) "
-                     "WHERE run_id = ? AND status = 'running'", (run_id,))
+    dead = [row[0] for row in running if is_dead(*row[1:])]
     if dead:
-        lab_logger.drain_all(conn, db_path)       # their journals may go now
+        problems = lab_logger.drain_all(conn, db_path)     # the lines between our look and its death
+        last = "max(ifnull(heartbeat_at, timestamp), timestamp)"
+        conn.executemany(f"UPDATE runs SET status = 'killed', ended_at = {last}, duration_s = "
+                         f"round((julianday({last}) - julianday(timestamp)) * 86400, 3) "
+                         "WHERE run_id = ? AND status = 'running'", [(run_id,) for run_id in dead])
+        lab_logger.drain_all(conn, db_path)                # and their journals may go
     if conn.execute("SELECT 1 FROM stale LIMIT 1").fetchone():
         with lab_logger.transaction(conn):
             refresh(conn)

@@ -180,13 +180,14 @@ def connect(path: str, mode: str = "rw", timeout_s: float = 30.0):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         conn = _open(path, "rw", timeout_s)
         if _version(conn, path) < SCHEMA_VERSION:
-            if not network_filesystem(path):      # WAL needs memory shared by all who open the file
-                with contextlib.suppress(sqlite3.OperationalError):   # somebody else switches just now
-                    conn.execute("PRAGMA journal_mode = WAL")
             with transaction(conn):               # several processes may race for it
                 for step in MIGRATIONS[_version(conn, path):]:
                     step(conn)
                 conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        is_wal = conn.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        if not is_wal and not network_filesystem(path):   # WAL shares memory between its users
+            with contextlib.suppress(sqlite3.OperationalError):   # others have it open: next time
+                conn.execute("PRAGMA journal_mode = WAL")
         return conn
     except (sqlite3.Error, OSError) as error:
         raise StoreError(f"the lab at {path!r} cannot be used ({error})") from error
@@ -523,10 +524,10 @@ def drain(conn, path: str) -> bool:
                 offset = row[0] or 0 if row else 0
                 journal.seek(offset)
                 chunk = journal.read(CHUNK_BYTES)
-                is_last = len(chunk) < CHUNK_BYTES
-                if not is_last:
+                if len(chunk) == CHUNK_BYTES:
                     chunk += journal.readline()   # end on a whole line, however long
                 end = chunk.rfind(b"\n") + 1
+                is_last = len(chunk) < CHUNK_BYTES or end < len(chunk)
                 if end:
                     _apply(conn, run_id, chunk[:end].splitlines(), path)
                     conn.execute("UPDATE runs SET journal_offset = ? WHERE run_id = ?",
@@ -625,7 +626,7 @@ class _Drainer:
         self.lock = threading.RLock()
         self.conn = None
         self.runs: dict[str, Run] = {}
-        self.is_healthy = True
+        self.is_healthy, self.is_busy = True, False
         self.is_closing = threading.Event()
         threading.Thread(target=self._loop, name="lab_logger", daemon=True).start()
 
@@ -665,10 +666,10 @@ class _Drainer:
             self.is_healthy = True
         except (StoreError, sqlite3.Error, OSError) as error:
             self.is_healthy = False
-            is_busy = any(word in str(error) for word in ("locked", "busy"))
-            if not is_busy:
+            self.is_busy = any(word in str(error) for word in ("locked", "busy"))
+            if not self.is_busy:
                 self.disconnect()
-            if only or not is_busy:
+            if only or not self.is_busy:
                 folders = {os.path.dirname(run.path) for run in self.runs.values()}
                 _warn(("store", self.db_path), f"the lab {self.db_path!r} cannot take in runs at present "
                       f"({error}); training goes on, every point is kept in {' and '.join(sorted(folders))} "
@@ -702,7 +703,9 @@ class _Drainer:
         deadline = time.monotonic() + wait_s
         while self.runs and time.monotonic() < deadline:
             if not self.drain_live(max(0.1, deadline - time.monotonic())):
-                time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
+                if not self.is_busy:
+                    break                         # a broken store does not mend within seconds
+                time.sleep(0.1)
         if self.lock.acquire(timeout=1):
             self.disconnect()
             self.lock.release()
@@ -780,8 +783,9 @@ class Run:
             "command": launch_command(), "python_version": sys.version.split()[0],
             "hostname": host_name(), "pid": os.getpid(), "process_key": process_key(), "cwd": cwd,
             "params_json": _dumps(params), "parent_run_id": parent.run_id if parent else None}})
-        self._drainer = _drainer(self.db_path)
-        self._drainer.runs[self.run_id] = self
+        if self._fd >= 0:
+            self._drainer = _drainer(self.db_path)
+            self._drainer.runs[self.run_id] = self
         if setting("WANDB_PROJECT")[0]:
             self._start_wandb(columns.get("experiment_name"), params)
 
@@ -1151,208 +1155,3 @@ def _wrap_async_generator(function, begin):
             except BaseException as error:  # noqa: BLE001  the caller's, handed on
                 step, value = generator.athrow, error
     return wrapper
-
-
-
-# --- MOVING TO ailab.py: do not build on this block ---------------------------
-import sqlite3 as sqlite3  # noqa: E402
-lab_logger = sys.modules[__name__]
-_bare_connect = connect
-# --- Index --------------------------------------------------------------------
-# What makes reading fast, made when AI-Lab first opens a lab and kept by triggers from then on, whoever
-# writes the two public tables: the logger, or any SQLite tool.
-
-_AT = [f"{which}_{field}" for which in ("first", "last", "min", "max")
-       for field in ("value", "epoch", "step")]
-
-
-def _summarise(source: str, row: str = "") -> str:
-    """Write SQL that adds points to metric_summary: `source` gives them, `row` is the trigger's NEW."""
-    keep = {"first": "n_points > 0", "last": "0",
-            "min": "min_value <= excluded.min_value OR excluded.min_value IS NULL",
-            "max": "max_value >= excluded.max_value OR excluded.max_value IS NULL"}
-    point = {"value": f"{row}metric_value", "epoch": f"{row}epoch", "step": f"{row}step"}
-    finite = f"CASE WHEN abs({point['value']}) < 9e999 THEN "      # NaN is NULL; infinities rank nowhere
-    columns = [point[at[at.index("_") + 1:]] if at[0] in "fl"
-               else f"{finite}{point[at[at.index('_') + 1:]]} END" for at in _AT]
-    sets = [f"{at} = CASE WHEN {keep[at.split('_')[0]]} THEN {at} ELSE excluded.{at} END" for at in _AT]
-    return (f"INSERT INTO metric_summary (run_id, metric_name, value, n_points, {', '.join(_AT)}) SELECT "
-            f"{row}run_id, {row}metric_name, {point['value']}, 1, {', '.join(columns)} {source} "
-            "ON CONFLICT (run_id, metric_name) DO UPDATE SET n_points = n_points + 1, "
-            "value = CASE WHEN is_returned THEN value ELSE excluded.value END, " + ", ".join(sets))
-
-
-def _leaves(column: str, join: str) -> str:
-    """Write SQL that lists a JSON column's values as name, value, type; lists stay whole.
-
-    Other tools write what Python's json.dumps makes of NaN, which is not JSON: it is quoted first.
-    """
-    quoted = f"NEW.{column}"
-    for token in ("NaN", "Infinity", "-Infinity"):
-        quoted = f"replace({quoted}, ': {token}', ': \"{token}\"')"
-    return (f"SELECT CASE path WHEN '$' THEN key ELSE replace(replace(substr(fullkey, 3), '\"', ''), "
-            f"'.', '{join}') END AS name, value, type FROM json_tree(CASE WHEN json_valid(NEW.{column}) "
-            f"THEN NEW.{column} WHEN json_valid({quoted}) THEN {quoted} ELSE '{{}}' END) "
-            "WHERE type <> 'object' AND typeof(key) = 'text' AND path NOT LIKE '%[%'")
-
-
-_TEXT_COLUMNS = "experiment_name, model_name, task_name, dataset_id, note"
-_FORGET_TEXT = """
-    DELETE FROM run_params WHERE run_id = {0}.run_id;
-    DELETE FROM run_text WHERE run_id = {0}.run_id;"""
-_FORGET_FINALS = """
-    UPDATE metric_summary SET is_returned = 0, value = last_value WHERE run_id = {0}.run_id AND is_returned;
-    DELETE FROM metric_summary WHERE run_id = {0}.run_id AND n_points = 0;"""
-_INDEX_TEXT = _FORGET_TEXT.format("NEW") + f"""
-    INSERT OR REPLACE INTO run_params SELECT NEW.run_id, name,
-        CASE typeof(value) WHEN 'text' THEN substr(value, 1, 1000) ELSE value END
-        FROM ({_leaves("params_json", ".")});
-    INSERT INTO run_text (run_id, text) SELECT NEW.run_id, NEW.run_id
-        {" ".join(f"|| char(10) || ifnull(NEW.{name}, '')" for name in _TEXT_COLUMNS.split(", "))}
-        || char(10) || ifnull((SELECT group_concat(param_name || ' ' || value, char(10))
-                               FROM run_params WHERE run_id = NEW.run_id), '');"""
-_INDEX_FINALS = _FORGET_FINALS.format("NEW") + f"""
-    INSERT INTO metric_summary (run_id, metric_name, value, is_returned) SELECT NEW.run_id, name,
-        CASE value WHEN 'NaN' THEN NULL WHEN 'Infinity' THEN 9e999 WHEN '-Infinity' THEN -9e999
-        ELSE value END, 1 FROM ({_leaves("final_metrics_json", "/")})
-        WHERE type IN ('integer', 'real') OR value IN ('NaN', 'Infinity', '-Infinity')
-        ON CONFLICT (run_id, metric_name) DO UPDATE SET value = excluded.value, is_returned = 1;"""
-_MARK = ("INSERT OR IGNORE INTO stale SELECT {0}.run_id, {0}.metric_name "
-         "WHERE {0}.run_id IS NOT NULL AND {0}.metric_name IS NOT NULL;")
-_POINTS = "FROM run_metrics WHERE run_id IS NOT NULL AND metric_name IS NOT NULL"
-_INDEX_SCHEMA = f"""
-CREATE TABLE metric_summary (        -- one row per run and metric
-    run_id TEXT NOT NULL,
-    metric_name TEXT NOT NULL,
-    value REAL,                      -- final metric: returned, else the last logged; NULL is NaN
-    is_returned INTEGER NOT NULL DEFAULT 0,
-    n_points INTEGER NOT NULL DEFAULT 0,
-    {", ".join(f"{at} {'REAL' if at.endswith('value') else 'INTEGER'}" for at in _AT)},
-    PRIMARY KEY (run_id, metric_name)  -- min and max are over finite values
-) WITHOUT ROWID;;
-CREATE INDEX metric_summary_value ON metric_summary (metric_name, value, run_id);;
-CREATE TABLE run_params (            -- one row per run and param, nested names joined by dots
-    run_id TEXT NOT NULL,
-    param_name TEXT NOT NULL,
-    value,                           -- number, text, JSON text of a list; NULL is null
-    PRIMARY KEY (run_id, param_name)
-) WITHOUT ROWID;;
-CREATE INDEX run_params_value ON run_params (param_name, value, run_id);;
-CREATE TABLE run_text (              -- what full-text search reads
-    key INTEGER PRIMARY KEY,         -- our own key, since VACUUM may renumber rowids
-    run_id TEXT NOT NULL UNIQUE,
-    text TEXT NOT NULL
-);;
-CREATE VIRTUAL TABLE run_search USING fts5(text, content='run_text', content_rowid='key');;
-CREATE TRIGGER run_text_insert AFTER INSERT ON run_text BEGIN
-    INSERT INTO run_search (rowid, text) VALUES (NEW.key, NEW.text); END;;
-CREATE TRIGGER run_text_delete AFTER DELETE ON run_text BEGIN
-    INSERT INTO run_search (run_search, rowid, text) VALUES ('delete', OLD.key, OLD.text); END;;
-CREATE TABLE stale (                 -- summaries that refresh() has to make again
-    run_id TEXT NOT NULL,
-    metric_name TEXT NOT NULL,
-    PRIMARY KEY (run_id, metric_name)
-) WITHOUT ROWID;;
-CREATE TRIGGER runs_insert AFTER INSERT ON runs WHEN NEW.run_id IS NOT NULL
-    BEGIN {_INDEX_TEXT} {_INDEX_FINALS} END;;
-CREATE TRIGGER runs_update_text AFTER UPDATE OF run_id, {_TEXT_COLUMNS}, params_json ON runs
-    WHEN NEW.run_id IS NOT NULL BEGIN {_FORGET_TEXT.format("OLD")} {_INDEX_TEXT} END;;
-CREATE TRIGGER runs_update_finals AFTER UPDATE OF run_id, final_metrics_json ON runs
-    WHEN NEW.run_id IS NOT NULL BEGIN {_FORGET_FINALS.format("OLD")} {_INDEX_FINALS} END;;
-CREATE TRIGGER runs_delete AFTER DELETE ON runs
-    BEGIN {_FORGET_TEXT.format("OLD")} {_FORGET_FINALS.format("OLD")} END;;
-CREATE TRIGGER run_metrics_insert AFTER INSERT ON run_metrics
-    WHEN NEW.run_id IS NOT NULL AND NEW.metric_name IS NOT NULL
-    BEGIN {_summarise("WHERE true", "NEW.")}; END;;
-CREATE TRIGGER run_metrics_update AFTER UPDATE ON run_metrics
-    BEGIN {_MARK.format("OLD")} {_MARK.format("NEW")} END;;
-CREATE TRIGGER run_metrics_delete AFTER DELETE ON run_metrics BEGIN {_MARK.format("OLD")} END;;
-CREATE INDEX runs_timestamp ON runs (timestamp, run_id);;
-CREATE INDEX runs_duration ON runs (duration_s, run_id);;
-CREATE INDEX runs_command ON runs (command, timestamp);;
-CREATE INDEX runs_note ON runs (note, timestamp) WHERE note IS NOT NULL;;
-CREATE INDEX runs_parent ON runs (parent_run_id) WHERE parent_run_id IS NOT NULL;;
-""" + "".join(f"CREATE INDEX runs_{column} ON runs ({column}, timestamp);;" for column in (
-    "experiment_name", "model_name", "task_name", "dataset_id", "status")) + f"""
-UPDATE runs SET params_json = params_json, final_metrics_json = final_metrics_json;;
-{_summarise(_POINTS + " ORDER BY id")}"""
-
-
-def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Connection:
-    """Open the lab as _bare_connect() does, its index made where it is missing.
-
-    Raises: StoreError, one sentence.
-    """
-    conn = _bare_connect(path, mode, timeout_s)
-    if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'run_search'").fetchone() is None:
-        if mode == "ro":
-            open_lab(path, "rw", timeout_s).close()
-            return conn
-        with lab_logger.transaction(conn):
-            if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'run_search'").fetchone() is None:
-                for statement in _INDEX_SCHEMA.split(";;"):
-                    conn.execute(statement)
-    return conn
-
-
-def refresh(conn: sqlite3.Connection) -> None:
-    """Make again, inside a transaction of the caller, the summaries of points changed or deleted."""
-    where = "run_id = ? AND metric_name = ?"
-    marks = conn.execute("SELECT run_id, metric_name FROM stale").fetchall()
-    for mark in marks:
-        conn.execute("UPDATE metric_summary SET n_points = 0, value = CASE WHEN is_returned THEN value END, "
-                     f"{', '.join(f'{at} = NULL' for at in _AT)} WHERE {where}", mark)
-        conn.execute(_summarise(f"{_POINTS} AND {where} ORDER BY id"), mark)
-        conn.execute(f"DELETE FROM metric_summary WHERE {where} AND n_points = 0 AND NOT is_returned", mark)
-    if marks:
-        conn.execute("DELETE FROM stale")
-
-
-def take_in(conn: sqlite3.Connection, db_path: str) -> list[str]:
-    """Take in every journal, close the runs of dead processes, and refresh what other tools changed.
-
-    Returns: a sentence for each journal that could not be taken in; it is kept.
-    """
-    running = conn.execute("SELECT run_id, hostname, pid, process_key FROM runs "
-                           "WHERE status = 'running'").fetchall()
-    dead = [row[0] for row in running if is_dead(*row[1:])]    # asked before their last lines are read
-    problems = _bare_drain_all(conn, db_path)
-    last = "max(ifnull(heartbeat_at, timestamp), timestamp)"
-    for run_id in dead if not problems else ():
-        conn.execute(f"UPDATE runs SET status = 'killed', ended_at = {last}, duration_s = "
-                     f"round((julianday({last}) - julianday(timestamp)) * 86400, 3) "
-                     "WHERE run_id = ? AND status = 'running'", (run_id,))
-    if dead:
-        _bare_drain_all(conn, db_path)       # their journals may go now
-    if conn.execute("SELECT 1 FROM stale LIMIT 1").fetchone():
-        with lab_logger.transaction(conn):
-            refresh(conn)
-    return problems
-
-
-def is_dead(hostname: str | None, pid: int | None, key: str | None) -> bool:
-    """Tell whether a run's process has certainly ended; False whenever that cannot be known."""
-    own = lab_logger.process_key()
-    if not pid or hostname != lab_logger.host_name():
-        return False
-    if key and own:
-        boot, namespace = key.split("/")[:2]
-        if boot != own.split("/")[0]:
-            return True                           # the machine was restarted since
-        # Another container's pids cannot be seen from here.
-        return namespace == own.split("/")[1] and lab_logger.process_key(pid) != key
-    try:
-        if os.name != "nt":                       # there it would end the process
-            os.kill(pid, 0)
-    except OSError as error:
-        return isinstance(error, ProcessLookupError)
-    return False
-
-
-connect = open_lab
-_bare_drain_all = drain_all
-
-
-def drain_all(conn, db_path):
-    lab_logger_drain = take_in
-    return lab_logger_drain(conn, db_path)
