@@ -138,7 +138,7 @@ def private_surroundings(tmp_path, db_path, monkeypatch):
 
 @pytest.fixture
 def conn(db_path):
-    import lab_logger
+    import ailab
     connection = ailab.open_lab(db_path)
     yield connection
     connection.close()
@@ -147,6 +147,7 @@ def conn(db_path):
 @pytest.fixture
 def lab(conn, db_path):
     """A store with RUNS in it: lab.conn, .db_path, .runs by name, .ids (name to run_id), .names."""
+    import ailab
     import lab_logger
     with lab_logger.transaction(conn):
         for index, run in enumerate(RUNS):

@@ -8,6 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, insert_points, insert_run
 
+import ailab
 import lab_logger
 
 # The two tables exactly as section 3.1 of the spec writes them.
@@ -76,24 +77,30 @@ def read_bytes(path):
 
 # --- New stores -----------------------------------------------------------------
 
-def test_connect_when_nothing_is_there_makes_folder_file_and_both_tables(tmp_path):
+@pytest.fixture(params=[lab_logger.connect, ailab.open_lab], ids=["logger", "server"])
+def open_it(request):
+    """Either way to open a store: the logger's, or the server's, which adds its index."""
+    return request.param
+
+
+def test_a_store_when_nothing_is_there_is_made_with_its_folder_and_both_tables(tmp_path, open_it):
     path = str(tmp_path / "deep" / "er" / "lab.db")
-    conn = lab_logger.connect(path)
+    conn = open_it(path)
     assert conn.execute("SELECT count(*) FROM runs").fetchone() == (0,)
     assert conn.execute("SELECT count(*) FROM run_metrics").fetchone() == (0,)
     assert conn.execute("PRAGMA user_version").fetchone() == (lab_logger.SCHEMA_VERSION,)
     conn.close()
 
 
-def test_connect_when_the_file_is_empty_makes_the_tables(db_path):
+def test_a_store_when_the_file_is_empty_gets_the_tables(db_path, open_it):
     open(db_path, "w").close()
-    conn = lab_logger.connect(db_path)
+    conn = open_it(db_path)
     assert conn.execute("SELECT count(*) FROM runs").fetchone() == (0,)
     conn.close()
 
 
-def test_connect_when_the_file_is_new_keeps_it_private(db_path):
-    lab_logger.connect(db_path).close()
+def test_a_store_when_it_is_new_is_private(db_path, open_it):
+    open_it(db_path).close()
     assert stat.S_IMODE(os.stat(db_path).st_mode) == 0o600
 
 
@@ -110,28 +117,29 @@ def test_the_columns_of_the_spec_come_with_their_names(conn):
     spec.close()
 
 
-def test_connect_read_only_when_nothing_is_there_is_one_sentence(db_path):
+def test_a_store_when_nothing_is_there_to_read_is_one_sentence(db_path, open_it):
     with pytest.raises(lab_logger.StoreError) as caught:
-        lab_logger.connect(db_path, "ro")
+        open_it(db_path, "ro")
     assert repr(db_path) in str(caught.value)
     assert "DB_PATH" in str(caught.value)
     assert not os.path.exists(db_path)
 
 
 def test_a_read_only_connection_cannot_write(lab):
-    conn = lab_logger.connect(lab.db_path, "ro")
+    conn = ailab.open_lab(lab.db_path, "ro")
     with pytest.raises(sqlite3.OperationalError):
         conn.execute("UPDATE runs SET note = 'x'")
     conn.close()
 
 
-def test_two_processes_that_race_to_create_a_store_both_get_it(db_path):
-    code = ("import sys, lab_logger; c = lab_logger.connect(sys.argv[1]); "
+@pytest.mark.parametrize("opener", ["lab_logger.connect", "ailab.open_lab"])
+def test_processes_that_race_to_create_a_store_all_get_it(db_path, opener):
+    code = (f"import sys, {opener.split('.')[0]}; c = {opener}(sys.argv[1]); "
             "c.execute('INSERT INTO runs (run_id) VALUES (?)', (sys.argv[2],))")
     racers = [subprocess.Popen([sys.executable, "-c", code, db_path, f"racer-{n}"], cwd=ROOT,
                                stderr=subprocess.PIPE, text=True) for n in range(4)]
     assert [racer.communicate()[1] for racer in racers] == [""] * 4
-    conn = lab_logger.connect(db_path)
+    conn = ailab.open_lab(db_path)
     assert conn.execute("SELECT run_id FROM runs ORDER BY 1").fetchall() == [
         ("racer-0",), ("racer-1",), ("racer-2",), ("racer-3",)]
     assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -142,7 +150,7 @@ def test_two_processes_that_race_to_create_a_store_both_get_it(db_path):
 
 def test_a_spec_lab_is_taken_over_with_every_row(db_path):
     make_spec_lab(db_path)
-    conn = lab_logger.connect(db_path)
+    conn = ailab.open_lab(db_path)
     assert conn.execute("SELECT run_id, experiment_name, note, params_json, artifacts_json, status "
                         "FROM runs ORDER BY run_id").fetchall() == [
         ("run-a", "old", "PUBLISH", '{"learning_rate": 0.1}', '["a.csv"]', "finished"),
@@ -156,7 +164,7 @@ def test_a_spec_lab_is_taken_over_with_every_row(db_path):
 
 def test_a_spec_lab_when_taken_over_has_its_summaries(db_path):
     make_spec_lab(db_path)
-    conn = lab_logger.connect(db_path)
+    conn = ailab.open_lab(db_path)
     assert summary(conn, "run-a", "accuracy") == (0.9, 1, 2, 0.6, 0.9)
     assert summary(conn, "run-a", "train_loss") == (0.25, 0, 2, 0.5, 0.25)
     assert summary(conn, "run-a", "f1") == (0.8, 1, 0, None, None)
@@ -168,7 +176,7 @@ def test_a_spec_lab_when_taken_over_has_its_summaries(db_path):
 
 def test_a_spec_lab_when_opened_read_only_is_taken_over_first(db_path):
     make_spec_lab(db_path)
-    conn = lab_logger.connect(db_path, "ro")
+    conn = ailab.open_lab(db_path, "ro")
     assert conn.execute("SELECT run_id, status FROM runs ORDER BY 1").fetchall() == [
         ("run-a", "finished"), ("run-b", "finished")]
     conn.close()
@@ -176,15 +184,15 @@ def test_a_spec_lab_when_opened_read_only_is_taken_over_first(db_path):
 
 def test_a_spec_lab_when_taken_over_still_takes_the_specs_inserts(db_path):
     make_spec_lab(db_path)
-    lab_logger.connect(db_path).close()
+    ailab.open_lab(db_path).close()
     plain = sqlite3.connect(db_path)
     insert_run(plain, run_id="run-c", timestamp="2026-10-03T08:00:00")
     insert_points(plain, "run-c", [(1, "accuracy", 0.5)])
     plain.commit()
     plain.close()
-    conn = lab_logger.connect(db_path)
+    conn = ailab.open_lab(db_path)
     with lab_logger.transaction(conn):
-        lab_logger.refresh(conn)
+        ailab.refresh(conn)
     assert summary(conn, "run-c", "accuracy") == (0.5, 0, 1, 0.5, 0.5)
     conn.close()
 
@@ -197,9 +205,21 @@ def test_a_spec_lab_with_broken_json_is_taken_over_all_the_same(db_path):
     insert_run(old, run_id="odd", params_json="[1]", final_metrics_json='"text"')
     old.commit()
     old.close()
-    conn = lab_logger.connect(db_path)
+    conn = ailab.open_lab(db_path)
     assert conn.execute("SELECT run_id, params_json FROM runs ORDER BY 1").fetchall() == [
         ("broken", "{not json"), ("odd", "[1]")]
+    conn.close()
+
+
+def test_a_store_that_only_the_logger_has_opened_gets_its_summaries_from_the_server(db_path):
+    plain = lab_logger.connect(db_path)
+    insert_run(plain, run_id="logged", params_json='{"lr": 0.1}',
+               final_metrics_json='{"accuracy": 0.9}')
+    insert_points(plain, "logged", [(1, "accuracy", 0.4), (2, "accuracy", 0.6)])
+    plain.close()
+    conn = ailab.open_lab(db_path)
+    assert summary(conn, "logged", "accuracy") == (0.9, 1, 2, 0.4, 0.6)
+    assert conn.execute("SELECT * FROM run_params").fetchall() == [("logged", "lr", 0.1)]
     conn.close()
 
 
@@ -207,7 +227,7 @@ def test_a_spec_lab_with_broken_json_is_taken_over_all_the_same(db_path):
 
 def test_a_store_when_opened_again_keeps_schema_and_rows(lab):
     before = shape(lab.db_path)
-    conn = lab_logger.connect(lab.db_path)
+    conn = ailab.open_lab(lab.db_path)
     assert conn.execute("SELECT count(*) FROM runs").fetchone() == (12,)
     conn.close()
     assert shape(lab.db_path) == before
@@ -218,14 +238,14 @@ def test_every_version_has_a_step_that_leads_to_it():
 
 
 @pytest.mark.parametrize("mode", ["rw", "ro"])
-def test_a_newer_store_is_refused_and_left_byte_for_byte(db_path, mode):
+def test_a_newer_store_is_refused_and_left_byte_for_byte(db_path, mode, open_it):
     newer = sqlite3.connect(db_path)
     newer.execute("CREATE TABLE runs (run_id TEXT, marvel TEXT)")
     newer.execute("PRAGMA user_version = 99")
     newer.close()
     before = read_bytes(db_path)
     with pytest.raises(lab_logger.StoreError, match="version 99.*update AI-Lab"):
-        lab_logger.connect(db_path, mode)
+        open_it(db_path, mode)
     assert read_bytes(db_path) == before
 
 
@@ -235,11 +255,11 @@ def test_a_newer_store_is_refused_and_left_byte_for_byte(db_path, mode):
                                      b"SQLite format 3\0" + b"\xff" * 4096, b"\0" * 5000],
                          ids=["text", "short", "torn", "zeros"])
 @pytest.mark.parametrize("mode", ["rw", "ro"])
-def test_a_file_that_is_no_database_is_refused_and_left_untouched(db_path, content, mode):
+def test_a_file_that_is_no_database_is_refused_and_left_untouched(db_path, content, mode, open_it):
     with open(db_path, "wb") as file:
         file.write(content)
     with pytest.raises(lab_logger.StoreError) as caught:
-        lab_logger.connect(db_path, mode)
+        open_it(db_path, mode)
     assert "\n" not in str(caught.value)
     assert repr(db_path) in str(caught.value)
     assert read_bytes(db_path) == content
@@ -248,7 +268,7 @@ def test_a_file_that_is_no_database_is_refused_and_left_untouched(db_path, conte
 def test_a_folder_in_the_place_of_the_store_is_one_sentence(db_path):
     os.mkdir(db_path)
     with pytest.raises(lab_logger.StoreError, match="cannot be used"):
-        lab_logger.connect(db_path)
+        ailab.open_lab(db_path)
 
 
 def test_a_foreign_table_named_runs_is_left_with_its_rows(db_path):
@@ -256,7 +276,7 @@ def test_a_foreign_table_named_runs_is_left_with_its_rows(db_path):
     other.executescript("CREATE TABLE runs (distance_km REAL); INSERT INTO runs VALUES (42.2)")
     other.close()
     with pytest.raises(lab_logger.StoreError) as caught:
-        lab_logger.connect(db_path)
+        ailab.open_lab(db_path)
     assert "\n" not in str(caught.value)
     kept = sqlite3.connect(db_path)
     assert kept.execute("SELECT * FROM runs").fetchall() == [(42.2,)]

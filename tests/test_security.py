@@ -12,7 +12,6 @@ import urllib.parse
 import pytest
 
 import ailab
-import lab_logger
 
 FOREIGN_HOSTS = [
     "evil.example", "evil.example:{port}", "localhost.evil.example", "127.0.0.1.evil.example",
