@@ -27,6 +27,7 @@ import argparse
 import contextlib
 import functools
 import hmac
+import io
 import json
 import math
 import os
@@ -36,6 +37,7 @@ import sqlite3
 import sys
 import threading
 import time
+import traceback
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -414,7 +416,7 @@ WINDOW = (
     Param("since", "integer", "only points after this cursor", least=0, most=(1 << 63) - 1, default=0),
     Param("max_points", "integer", "most buckets a curve", most=MAX_POINTS, default=DEFAULT_POINTS))
 COMPARED = (Param("ids", "text", "runs to compare, each by its id or a unique beginning of it",
-                  max_times=200, min_times=2),)
+                  max_times=MAX_COMPARED, min_times=2),)
 CURVE_RUNS = (Param("ids", "text", "runs, each by its id or a unique beginning of it",
                     max_times=MAX_CURVE_RUNS, min_times=1),)
 
@@ -435,12 +437,9 @@ def parse_params(params: tuple[Param, ...], pairs: list[tuple[str, str]]) -> dic
 
 
 def _parse_one(param: Param, texts: list[str]) -> Any:
-    if len(texts) > param.max_times:
-        times = "once" if param.max_times == 1 else f"at most {param.max_times} times"
-        raise BadQuery(f"{param.name} is given {len(texts)} times: give it {times}")
-    if len(texts) < param.min_times:
-        times = {1: "", 2: "at least twice, "}[param.min_times]
-        raise BadQuery(f"{param.name} is missing: give it {times}as {param.accepted()}")
+    if not param.min_times <= len(texts) <= param.max_times:
+        times = f"{param.min_times} to {param.max_times} times" if param.max_times > 1 else "once"
+        raise BadQuery(f"{param.name} is given {len(texts)} times: give it {times}, as {param.accepted()}")
     values = [parse_value(param, text) for text in texts]
     return values if param.max_times > 1 else values[0] if values else param.default
 
@@ -526,8 +525,8 @@ def run_query(given: dict[str, Any]) -> RunQuery:
             query.where.append(_SUBSTRING.format(column, test))
             query.bound[f"{column}_substring"] = text
     if given.get("q") is not None:
-        query.where.append(_SEARCH)
         query.bound["q"] = match_expression(given["q"])
+        query.where.append(_SEARCH if query.bound["q"] else "0")
     _add_metric(query, given)
     return query
 
@@ -972,58 +971,67 @@ def _artifact_file(cwd: str | None, url: str, index: int, path: str) -> dict:
 def run_metrics(conn: sqlite3.Connection, run_ids: list[str], given: dict[str, Any]) -> dict:
     """Give the curves of runs as a Curves dict; `given` has the values of the WINDOW parameters.
 
-    Raises: NotFound, Ambiguous.
+    Three statements, however many curves. Raises: NotFound, Ambiguous.
     """
     ids = list(dict.fromkeys(resolve(conn, run_id) for run_id in run_ids))
-    curves = []
-    for run_id in ids:
-        names = given["names"] or [row[0] for row in conn.execute(
-            "SELECT metric_name FROM metric_summary WHERE run_id = ? AND n_points > 0 "
-            "ORDER BY metric_name", (run_id,))]
-        curves += [_curve(conn, run_id, name, given) for name in dict.fromkeys(names)]
-    return {"x": given["x"], "curves": curves}
+    marks = ", ".join("?" * len(ids))
+    logged = {(row[0], row[1]): row[2] for row in conn.execute(
+        f"SELECT run_id, metric_name, n_points FROM metric_summary WHERE run_id IN ({marks}) "
+        "AND n_points > 0 ORDER BY metric_name", ids)}
+    wanted = [(run_id, name) for run_id in ids for name in dict.fromkeys(
+        given["names"] or [name for owner, name in logged if owner == run_id])]
+    select, bound = _points_statement(ids, given)
+    found = {(row[0], row[1]): row[2:] for row in conn.execute(
+        f"SELECT run_id, metric_name, count(*), max(id) FROM ({select.format('run_id, metric_name, id')}) "
+        "GROUP BY run_id, metric_name", bound)}
+    points = conn.execute(select.format("metric_value, x, timestamp") + " ORDER BY run_id, metric_name, id", bound)
+    curves = {}
+    for key, (n_points, cursor) in sorted(found.items()):
+        before = logged.get(key, n_points) - n_points if given["from"] is given["to"] is None else 0
+        curves[key] = _curve(points, key, n_points, cursor, before, given["max_points"])
+    nothing = conn.execute("SELECT 1 WHERE 0")
+    return {"x": given["x"], "curves": [
+        curves.get(key) or _curve(nothing, key, 0, given["since"], 0, 1) for key in wanted]}
 
 
-_CURVE_POINTS = "FROM run_metrics WHERE run_id = :run_id AND metric_name = :metric_name"
-
-
-def _curve(conn: sqlite3.Connection, run_id: str, metric_name: str, given: dict[str, Any]) -> dict:
-    """Read one curve into at most max_points buckets of equal size, in order of logging."""
-    bound = {"run_id": run_id, "metric_name": metric_name, "since": given["since"]}
-    cursor = conn.execute(f"SELECT max(id) {_CURVE_POINTS}", bound).fetchone()[0] or 0
-    select = _points_statement(given, bound)
-    n_points = conn.execute(f"SELECT count(*) FROM ({select})", bound).fetchone()[0]
-    size = max(1, -(-n_points // given["max_points"]))
-    columns: dict[str, list] = {name: [] for name in ("x", "time", "first", "min", "max", "last", "mean", "count")}
-    marked: list[dict] = []
-    n_before = n_nonfinite = 0
-    points = conn.execute(f"{select} ORDER BY id", bound)
-    while bucket := points.fetchmany(size):
-        odd = _add_bucket(columns, bucket, n_before)
-        n_before += len(bucket)
-        n_nonfinite += len(odd)
-        marked += odd[:MAX_MARKED - len(marked)]
-    return {"run_id": run_id, "metric_name": metric_name, "n_points": n_points,
-            "cursor": max(cursor, given["since"]), **columns, "nonfinite": marked, "n_nonfinite": n_nonfinite}
-
-
-def _points_statement(given: dict[str, Any], bound: dict[str, Any]) -> str:
-    """Write the SELECT of (value, x, timestamp, id) in the window; adds to `bound` what it binds."""
-    low, high = given["from"], given["to"]
+def _points_statement(ids: list[str], given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Write the SELECT of points in the window, its columns left open as {}, and what it binds."""
+    names, low, high = given["names"], given["from"], given["to"]
+    bound = {f"i{n}": run_id for n, run_id in enumerate(ids)} | {f"n{n}": name for n, name in enumerate(names)}
+    where = f"run_id IN ({', '.join(f':i{n}' for n in range(len(ids)))}) AND metric_name " + (
+        f"IN ({', '.join(f':n{n}' for n in range(len(names)))})" if names else "IS NOT NULL")
+    if given["since"]:
+        bound["since"] = given["since"]
+    later = " AND id > :since" if given["since"] else ""
     if given["x"] == "time":
-        times = "AND julianday(timestamp) IS NOT NULL AND id > :since"
         for name, sign, moment in (("low", ">=", low), ("high", "<=", high)):
             if moment is not None:
                 bound[name] = lab_logger.utc(min(max(moment, 0.0), 2.5e11))
-                times += f" AND timestamp {sign} :{name}"
-        return f"SELECT metric_value, timestamp AS x, timestamp, id {_CURVE_POINTS} {times}"
+                later += f" AND timestamp {sign} :{name}"
+        source = "(SELECT *, timestamp AS x FROM run_metrics)"
+        return f"SELECT {{}} FROM {source} WHERE {where} AND julianday(x) IS NOT NULL{later}", bound
     order = "epoch, step" if given["x"] == "epoch" else "step, epoch"
-    if low is None and high is None and not given["since"]:
-        return f"SELECT metric_value, coalesce({order}) AS x, timestamp, id {_CURVE_POINTS}"
-    bound.update(low=-INF if low is None else low, high=INF if high is None else high)
-    return (f"SELECT metric_value, x, timestamp, id FROM (SELECT metric_value, timestamp, id, "
-            f"coalesce({order}, row_number() OVER (ORDER BY id)) AS x {_CURVE_POINTS}) "
-            "WHERE id > :since AND x BETWEEN :low AND :high")
+    if low is None and high is None:
+        return f"SELECT {{}} FROM (SELECT *, coalesce({order}) AS x FROM run_metrics) WHERE {where}{later}", bound
+    bound |= {"low": -INF if low is None else low, "high": INF if high is None else high}
+    place = "row_number() OVER (PARTITION BY run_id, metric_name ORDER BY id)"
+    return (f"SELECT {{}} FROM (SELECT *, coalesce({order}, {place}) AS x FROM run_metrics WHERE {where}) "
+            f"WHERE x BETWEEN :low AND :high{later}"), bound
+
+
+def _curve(points: Any, key: tuple, n_points: int, cursor: int, n_before: int, max_points: int) -> dict:
+    """Read one curve's points into at most max_points buckets of equal size, in order of logging."""
+    size = max(1, -(-n_points // max_points))
+    columns: dict[str, list] = {name: [] for name in ("x", "time", "first", "min", "max", "last", "mean", "count")}
+    marked: list[dict] = []
+    n_nonfinite = n_read = 0
+    while bucket := points.fetchmany(min(size, n_points - n_read)) if n_read < n_points else []:
+        odd = _add_bucket(columns, bucket, n_before + n_read)
+        n_read += len(bucket)
+        n_nonfinite += len(odd)
+        marked += odd[:MAX_MARKED - len(marked)]
+    return {"run_id": key[0], "metric_name": key[1], "n_points": n_points, "cursor": cursor, **columns,
+            "nonfinite": marked, "n_nonfinite": n_nonfinite}
 
 
 def _add_bucket(columns: dict[str, list], bucket: list[tuple], n_before: int) -> list[dict]:
@@ -1245,12 +1253,12 @@ def _is_servable(full: str, roots: list[str], db_path: str) -> bool:
 # --- HTTP ---------------------------------------------------------------------
 
 def encode(answer: Any) -> bytes:
-    """Write an answer as strict JSON with a newline at its end, once for every reader of it."""
+    """Write an answer as strict JSON, once for the API and the command line."""
     try:
         text = json.dumps(answer, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-        return text.encode() + b"\n"
+        return text.encode()
     except (ValueError, TypeError, RecursionError):      # what only plain SQL can have put there
-        return json.dumps(_plain(answer), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        return json.dumps(_plain(answer), allow_nan=False, separators=(",", ":")).encode()
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
@@ -1297,7 +1305,9 @@ class Store:
     @contextlib.contextmanager
     def read(self) -> Iterator[Reader]:
         """Lend a reader for one answer, inside a transaction: all its queries see one state."""
-        reader = self.idle.pop() if self.idle else None
+        reader = None
+        with contextlib.suppress(IndexError):
+            reader = self.idle.pop()
         if reader is not None and reader.file != file_key(self.path):
             reader.conn.close()
             reader = None
@@ -1337,8 +1347,11 @@ class Store:
         reader.answers.clear()
 
     @contextlib.contextmanager
-    def write(self, wait_s: float = WRITE_WAIT_S) -> Iterator[sqlite3.Connection]:
-        """Lend the writer, which then waits `wait_s` for other processes."""
+    def write(self, wait_s: float | None = None) -> Iterator[sqlite3.Connection]:
+        """Lend the writer, which waits `wait_s` for others; a lab that is not there is not made."""
+        wait_s = WRITE_WAIT_S if wait_s is None else wait_s
+        if file_key(self.path) is None and not lab_logger.pending(self.path):
+            raise StoreError(f"there is no lab at {self.path!r}: log a first run")
         if not self.lock.acquire(timeout=wait_s):
             raise StoreError("the lab is busy: try again in a moment")
         try:
@@ -1360,10 +1373,9 @@ class Store:
         self.writer = None
 
     def tidy(self) -> None:
-        """Take in what killed processes left, unless the file was taken away."""
-        if os.path.exists(self.path) or lab_logger.pending(self.path):
-            with self.write() as conn:
-                take_in(conn, self.path)
+        """Take in what killed processes left."""
+        with self.write() as conn:
+            take_in(conn, self.path)
 
     def close(self) -> None:
         """Close all connections that are not lent."""
@@ -1471,8 +1483,9 @@ def ask_agent(question: str, base_url: str, token: str | None = None) -> dict:
     except ImportError as error:
         raise Unavailable(f"the assistant needs a package that is missing ({error}): "
                           "pip install langchain-core langchain-ollama") from error
-    options = {"token": token} if token else {}
-    return agent.ask(question, base_url=base_url, **options).model_dump(mode="json")
+    llm, url, model = (lab_logger.setting(key)[0] for key in ("AILAB_LLM", "OLLAMA_BASE_URL", "OLLAMA_MODEL"))
+    return agent.ask(question, base_url=base_url, token=token, llm=llm, ollama_base_url=url,
+                     ollama_model=model).model_dump(mode="json")
 
 
 def get_openapi(request: Request) -> dict:
@@ -1501,8 +1514,6 @@ class Route(NamedTuple):
 
 
 ROUTES = (
-    Route("GET", "/", get_page, "The dashboard", needs=""),
-    Route("GET", "/static/{path}", get_static, "A file of the dashboard", needs=""),
     Route("GET", "/health", get_health, "Whether the server is there", Health, needs=""),
     Route("GET", "/lab", get_lab, "The lab at a glance", Lab, is_cached=True),
     Route("GET", "/runs", get_runs, "List runs", list[RunSummary], RUN_FILTERS + PAGE, is_cached=True),
@@ -1521,6 +1532,8 @@ ROUTES = (
     Route("GET", "/metrics", get_metrics, "List metrics", list[MetricInfo], is_cached=True),
     Route("POST", "/agent/query", post_agent_query, "Ask the assistant", AgentAnswer, body=AgentQuery, needs=""),
     Route("GET", "/openapi.json", get_openapi, "This description", dict[str, Any], needs=""))
+PAGES = (Route("GET", "/", get_page, "The dashboard", needs=""),
+         Route("GET", "/static/{path}", get_static, "A file of the dashboard", needs=""))
 STATUS_TEXT = {
     200: "OK", 303: "See Other", 304: "Not Modified", 400: "Bad Request", 401: "Unauthorized",
     403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 409: "Conflict",
@@ -1535,20 +1548,19 @@ def match_route(method: str, path: str) -> tuple[Route, dict[str, str]]:
     Raises: LabError 404, or 405 with Allow.
     """
     parts = path.split("/")[1:]
-    allowed = []
-    for route in ROUTES:
-        found = _fit(_TEMPLATES[route.path], parts)
+    for template, routes in _BY_PATH.items():
+        found = _fit(template.split("/")[1:], parts)
         if found is not None:
-            if route.method == method:
-                return route, found
-            allowed += ["GET", "HEAD"] if route.method == "GET" else [route.method]
-    if allowed:
-        allow = ", ".join(dict.fromkeys(allowed))
-        raise LabError(f"{method[:20]} is not possible here: use {allow}", 405, Allow=allow)
+            if method in routes:
+                return routes[method], found
+            allow = ", ".join("GET, HEAD" if name == "GET" else name for name in routes)
+            raise LabError(f"{method} is not possible here: use {allow}", 405, Allow=allow)
     raise NotFound("there is nothing at this address: GET /openapi.json lists what there is")
 
 
-_TEMPLATES = {route.path: route.path.split("/")[1:] for route in ROUTES}
+_BY_PATH: dict[str, dict[str, Route]] = {}      # literal paths stand before {run_id} in ROUTES
+for _route in (*PAGES, *ROUTES):
+    _BY_PATH.setdefault(_route.path, {})[_route.method] = _route
 
 
 def _fit(template: list[str], parts: list[str]) -> dict[str, str] | None:
@@ -1628,6 +1640,17 @@ def _parameter(param: Param) -> dict:
             "description": f"{param.description}; {param.accepted()}"}
 
 
+def validated(model: type[BaseModel], content: Any) -> Any:
+    """Give the model of a body, or raise BadQuery with one sentence."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the body"
+        raise BadQuery(f"{where}: {first['msg']}; accepted: an object with "
+                       + ", ".join(model.model_fields)) from None
+
+
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _SAFE = (("X-Content-Type-Options", "nosniff"), ("Cross-Origin-Resource-Policy", "same-origin"),
          ("Referrer-Policy", "no-referrer"))
@@ -1658,6 +1681,10 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(error)
         except OSError:                  # gone, or silent for too long
             self.close_connection = True
+        except Exception:  # noqa: BLE001  the outer edge: ours, and no word of it goes out
+            traceback.print_exc()
+            self.close_connection = True
+            self.refuse(LabError("the server failed at this: its terminal says why", 500))
 
     def read_head(self) -> bool:
         """Read the request line and headers, strictly: what is ambiguous could be read as two requests.
@@ -1670,7 +1697,7 @@ class Handler(BaseHTTPRequestHandler):
         self.requestline, self.fields = line.decode("latin-1").rstrip("\r\n"), {}
         if len(line) > MAX_URL_BYTES:
             raise LabError(f"the address is too long: at most {MAX_URL_BYTES} bytes", 414)
-        found = re.fullmatch(rb"([A-Z]{1,20}) (/[!-~]*) HTTP/1\.([01])\r?\n", line)
+        found = re.fullmatch(rb"([A-Za-z]{1,20}) (/[!-~]*) HTTP/1\.([01])\r?\n", line)
         if not found:
             raise LabError("this is not an HTTP/1.1 request line with a path")
         self.command, self.path = found[1].decode(), found[2].decode()
@@ -1797,17 +1824,11 @@ class Handler(BaseHTTPRequestHandler):
         if kind != "application/json":
             raise LabError(f"the content type is {kind[:80]!r}: send application/json", 415)
         try:
-            content = json.loads(body)
+            content = json.loads(body.decode())
         except (ValueError, RecursionError):
             raise LabError("the body is not JSON: send an object such as "
                            f'{{"{next(iter(model.model_fields))}": "text"}}') from None
-        try:
-            return model.model_validate(content)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"])) or "the body"
-            raise BadQuery(f"{where}: {first['msg']}; accepted: an object with "
-                           + ", ".join(model.model_fields)) from None
+        return validated(model, content)
 
     def refuse(self, error: LabError) -> None:
         if not self.is_body_read:
@@ -1946,15 +1967,13 @@ class LabServer(ThreadingHTTPServer):
             self.slots.release()
 
     def store_problem(self, error: Exception) -> LabError:
-        """Turn what the store says into a 503; beyond this machine it names no folder."""
+        """Turn what the store says into a 503, which names no folder."""
         text = str(error)
         if isinstance(error, sqlite3.Error):
             why = ("is busy: try again in a moment" if "locked" in text or "busy" in text else
                    f"cannot be used ({text}): `ailab doctor` says more")
             text = f"the lab at {self.store.path!r} {why}"
-        if not self.is_loopback:
-            text = text.replace(self.store.path, os.path.basename(self.store.path))
-        return Unavailable(text)
+        return Unavailable(text.replace(self.store.path, os.path.basename(self.store.path)))
 
     def server_close(self) -> None:
         self.is_over.set()
@@ -2021,12 +2040,572 @@ def static_file(name: str) -> Reply:
 
 # --- Command line -------------------------------------------------------------
 
-def main(argv: list[str] | None = None) -> int:
-    server = make_server(lab_logger.default_db_path(), port=8000)
-    print(server.url, file=sys.stderr)
-    with contextlib.suppress(KeyboardInterrupt):
-        server.serve_forever()
+COLOURS = {"running": "36", "finished": "32", "failed": "31", "killed": "33", "ok": "32", "warn": "33",
+           "fail": "31"}
+
+
+def clean(value: Any) -> str:
+    """Make one line of text that a terminal takes for text: control characters are written out."""
+    return "".join(c if c.isprintable() else " " if c in "\n\t" else repr(c)[1:-1] for c in str(value))
+
+
+def cell(value: Any) -> str:
+    """Write a value for a table: numbers with 4 significant digits, nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else clean(value)
+
+
+def painted(text: str, code: str | None) -> str:
+    """Colour a text, on a terminal that does not say NO_COLOR."""
+    is_plain = code is None or os.environ.get("NO_COLOR") or not sys.stdout.isatty()
+    return text if is_plain else f"\x1b[{code}m{text}\x1b[0m"
+
+
+def print_table(heads: list[str], rows: list[list[Any]]) -> None:
+    """Print a table that fits the terminal: long texts are cut, then columns at the end left out."""
+    import shutil
+    cells = [[clean(head) for head in heads], *([cell(value) for value in row] for row in rows)]
+    is_number = [all(isinstance(row[i], (int, float, type(None))) or row[i] == "NaN" for row in rows)
+                 for i in range(len(heads))]
+    room = shutil.get_terminal_size((120, 24)).columns
+    widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
+    while sum(widths) + 2 * (len(widths) - 1) > room:
+        texts = [i for i in range(1, len(widths)) if not is_number[i] and widths[i] > 9]
+        if texts:
+            widths[max(texts, key=widths.__getitem__)] -= 1
+        elif len(widths) > 1:
+            widths.pop()
+        else:
+            widths[0] = room
+    for at, line in enumerate(cells):
+        shown = [text if len(text) <= width else text[:width - 1] + "…"
+                 for text, width in zip(line, widths, strict=False)]
+        padded = [text.rjust(width) if is_number[i] else text.ljust(width)
+                  for i, (text, width) in enumerate(zip(shown, widths, strict=True))]
+        print("  ".join(painted(text, "1" if at == 0 else COLOURS.get(text.strip())) for text in padded).rstrip())
+    if len(widths) < len(heads):
+        print(f"({len(heads) - len(widths)} more columns need a wider terminal)"[:room])
+
+
+def print_json(answer: Any) -> None:
+    """Print what the API answers, byte for byte."""
+    text = encode(answer).decode()
+    print(text if sys.stdout.encoding.lower() in ("utf-8", "utf8") else json.dumps(json.loads(text)))
+
+
+def pairs_of(args: argparse.Namespace, params: tuple[Param, ...]) -> list[tuple[str, str]]:
+    """Write flags as the request parameters they stand for."""
+    given = [(param.name, getattr(args, param.name, None)) for param in params]
+    return [(name, text) for name, value in given if value is not None
+            for text in (value if isinstance(value, list) else [value])]
+
+
+def short(run_id: str, runs: list[dict]) -> str:
+    """Cut a run id to what tells it from the other runs of a table, at least 8 characters."""
+    n = 8
+    while len({run["run_id"][:n] for run in runs}) < len(runs) and n < 36:
+        n += 1
+    return run_id[:n]
+
+
+def print_runs(runs: list[dict], lead: tuple[str, ...] = ()) -> None:
+    """Print runs as a table with their commonest metrics; `lead` names keys to show first."""
+    from collections import Counter
+    counted = Counter(name for run in runs for name in run["final_metrics"])
+    names = [name for name, _ in counted.most_common(3) if name not in {run.get("metric_name") for run in runs}]
+    print_table(
+        ["run", *lead, "started", "status", "experiment", "model", *names, "note"],
+        [[short(run["run_id"], runs), *(run[key] for key in lead), (run["timestamp"] or "")[:16].replace("T", " "),
+          run["status"], run["experiment_name"], run["model_name"],
+          *(run["final_metrics"].get(name) for name in names), run["note"]] for run in runs])
+
+
+def cmd_runs(args: argparse.Namespace) -> int:
+    """List runs, newest first; the filters are the API's."""
+    given = parse_params(RUN_FILTERS + PAGE, pairs_of(args, RUN_FILTERS + PAGE))
+    query = run_query(given)
+    with contextlib.closing(open_store(args.db)) as conn:
+        runs = list_runs(conn, query, limit=given["limit"], offset=given["offset"])
+        if args.json:
+            print_json(runs)
+            return 0
+        total = count_runs(conn, query)
+        if runs:
+            print_runs(runs)
+            print(f"{len(runs)} of {total} runs")
+        elif count_runs(conn, RunQuery()):
+            print(f"no run matches; the lab has {count_runs(conn, RunQuery())}")
+        else:
+            print("no runs yet: decorate a training function with @log_run of lab_logger.py, or see `ailab demo`")
     return 0
+
+
+def cmd_show(args: argparse.Namespace) -> int:
+    """Show one run: params, metrics, artifacts, note, how it ended."""
+    with contextlib.closing(open_store(args.db)) as conn:
+        run = get_run(conn, args.run)
+    if args.json:
+        print_json(run)
+        return 0
+    ending = (run["error"] or "").strip().rpartition("\n")[2]
+    print(painted(clean(run["run_id"]), "1"))
+    state = painted(clean(run["status"]), COLOURS.get(run["status"])) + (f" ({clean(ending)})" if ending else "")
+    took = None if run["duration_s"] is None else f"{run['duration_s']:.1f} s"
+    for name, text in (("status", state), *((name, run[name] and clean(run[name])) for name in (
+            "note", "experiment_name", "model_name", "task_name", "dataset_id", "timestamp")), ("duration", took),
+            *((name, run[name] and clean(run[name])) for name in ("hostname", "cwd", "command", "git_hash"))):
+        if text:
+            print(f"  {name:<16} {text}")
+    print("params")
+    for name, value in flatten(run["params"]).items():
+        print(f"  {clean(name):<16} {clean(value if isinstance(value, str) else json.dumps(value))}")
+    print("metrics")
+    print_table(["", "final", "best", "at epoch", "points"], [
+        [metric["metric_name"], metric["value"], *best_point(metric), metric["n_points"]]
+        for metric in run["metrics"]])
+    print("artifacts")
+    for file in run["artifact_files"]:
+        print(f"  {clean(file['path'])} ({'missing' if not file['exists'] else file['size_bytes']})")
+    return 0
+
+
+def best_point(metric: dict) -> tuple[Any, Any]:
+    """Give a MetricSummary's best logged value in its direction, and the epoch or step it came at."""
+    end = "min" if metric["direction"] == "minimize" else "max"
+    epoch = metric[f"{end}_epoch"]
+    return metric[f"{end}_value"], metric[f"{end}_step"] if epoch is None else epoch
+
+
+def cmd_compare(args: argparse.Namespace) -> int:
+    """Compare runs: params that differ, metrics, the best marked by *."""
+    with contextlib.closing(open_store(args.db)) as conn:
+        found = compare_runs(conn, parse_params(COMPARED, [("ids", run_id) for run_id in args.runs])["ids"])
+    if args.json:
+        print_json(found)
+        return 0
+    runs = found["runs"]
+    rows: list[list[Any]] = []
+    for name in found["metric_keys"]:
+        best = found["best"].get(name, {}).get("run_ids", ())
+        rows.append([name, *(cell(run["final_metrics"].get(name)) + " *" * (run["run_id"] in best) for run in runs)])
+    params = [flatten(run["params"]) for run in runs]
+    rows += [[name, *(cell(flat.get(name)) for flat in params)] for name in found["differing_params"]]
+    print_table(["", *(short(run["run_id"], runs) for run in runs)], rows)
+    if found["differing_packages"]:
+        print(f"packages that differ: {clean(', '.join(found['differing_packages']))}")
+    return 0
+
+
+def cmd_leaderboard(args: argparse.Namespace) -> int:
+    """Rank runs by the final value of a metric."""
+    given = parse_params(BOARD, pairs_of(args, BOARD))
+    with contextlib.closing(open_store(args.db)) as conn:
+        runs = leaderboard(conn, given)
+    if args.json:
+        print_json(runs)
+    elif runs:
+        print(f"{clean(given['metric_name'])} (better: {runs[0]['direction']})")
+        print_runs(runs, ("rank", "metric_value"))
+    else:
+        print("no run matches")
+    return 0
+
+
+def cmd_metrics(args: argparse.Namespace) -> int:
+    """Print a run's curves, a line for each epoch, and its metrics_*.csv files."""
+    with contextlib.closing(open_store(args.db)) as conn:
+        given = parse_params(WINDOW, pairs_of(args, WINDOW))
+        found = run_metrics(conn, [args.run], given)
+        files = get_run(conn, args.run)["artifact_files"]
+    if args.json:
+        print_json(found)
+        return 0
+    table: dict[Any, dict] = {}
+    for curve in found["curves"]:
+        points = zip(curve["x"], curve["last"], strict=True)
+        odd = {mark["x"]: mark["value"] for mark in curve["nonfinite"]}
+        for x, value in points:
+            table.setdefault(x, {})[curve["metric_name"]] = odd.get(x) if value is None else value
+    names = [curve["metric_name"] for curve in found["curves"]]
+    print_table([found["x"], *names], [[x, *(row.get(name) for name in names)] for x, row in sorted(table.items())])
+    for file in files:
+        if file["kind"] == "csv" and "metrics_" in file["path"]:
+            print(f"{clean(file['path'])}{'' if file['exists'] else ' (missing)'}")
+    return 0
+
+
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[sqlite3.Connection]:
+    """Open the lab for one change; a lab that is not there is not made."""
+    open_store(path).close()
+    with contextlib.closing(prepare(open_lab(path, timeout_s=WRITE_WAIT_S))) as conn:
+        yield conn
+
+
+def cmd_note(args: argparse.Namespace) -> int:
+    """Write a run's note."""
+    if (args.text is None) != args.clear:
+        args.parser.error("give the note's text, or --clear")
+    text = validated(NoteUpdate, {"note": args.text}).note
+    with writing(args.db) as conn:
+        run = set_note(conn, args.run, text)
+    if args.json:
+        print_json(run)
+    else:
+        print(f"{clean(run['run_id'])}: " + ("note taken away" if text is None else clean(text)))
+    return 0
+
+
+def cmd_delete(args: argparse.Namespace) -> int:
+    """Move runs to the trash, from where `restore` brings them back."""
+    with writing(args.db) as conn:
+        for run_id in [resolve(conn, run_id) for run_id in args.runs]:
+            gone = delete_run(conn, run_id)
+            if args.json:
+                print_json(gone)
+            else:
+                print(f"{clean(run_id)} is in the trash; `ailab restore {clean(run_id)}` brings it back")
+    return 0
+
+
+def cmd_restore(args: argparse.Namespace) -> int:
+    """Bring runs back from the trash."""
+    with writing(args.db) as conn:
+        for run_id in args.runs:
+            print(f"{clean(restore_run(conn, run_id))} is back")
+    return 0
+
+
+def configured(flag: Any, key: str, default: str, check: Callable[[str], Any] = str) -> Any:
+    """Read a setting: its flag, environment, nearest .env, default.
+
+    Raises: LabError naming key, value and where it came from, for what `check` refuses.
+    """
+    if flag is not None:
+        return flag
+    text, source = lab_logger.setting(key, default)
+    try:
+        return check(text)
+    except ValueError as error:
+        raise LabError(f"{key}={text!r} in {source} is not accepted: {error}") from None
+
+
+def port_number(text: str) -> int:
+    """Read a port; 0 lets the system choose."""
+    if not re.fullmatch(r"\d{1,5}", text, re.ASCII) or int(text) > 65_535:
+        raise ValueError("give a port from 0 to 65535")
+    return int(text)
+
+
+def cmd_serve(args: argparse.Namespace) -> int:
+    """Serve the dashboard and the API."""
+    import secrets
+    import signal
+    host = configured(args.host, "AILAB_HOST", "127.0.0.1")
+    port = configured(args.port, "AILAB_PORT", "8000", port_number)
+    token = configured(args.token, "AILAB_TOKEN", "") or None
+    if args.token == "" or not (token or is_loopback(host)):
+        token = secrets.token_urlsafe(24)
+    open_lab(args.db, timeout_s=WRITE_WAIT_S).close()
+    try:
+        server = make_server(args.db, host, port, token=token, is_verbose=args.verbose)
+    except (OSError, OverflowError) as error:
+        raise LabError(bind_problem(host, port, error)) from error
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.signal(signal.SIGTERM, stop)
+            if not args.quiet:
+                print(f"AI-Lab {lab_logger.__version__} serving {clean(args.db)}\nDashboard and API at {server.url}/"
+                      + (f"?token={quote(token)}" if token else "") + "\nStop with Ctrl-C.",
+                      file=sys.stderr, flush=True)
+            for question in getattr(args, "questions", ()):
+                print(f"  ask: {question}", file=sys.stderr, flush=True)
+            server.serve_forever()
+    finally:
+        server.server_close()
+    return 0
+
+
+def bind_problem(host: str, port: int, error: Exception) -> str:
+    """Say why an address cannot be had, and name a port that is free."""
+    import errno
+    if getattr(error, "errno", None) not in (errno.EADDRINUSE, errno.EACCES):
+        return f"cannot serve at {host!r} port {port} ({error}): give another --host or --port"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"port {port} is taken or not allowed: try --port {free.getsockname()[1]}, or set AILAB_PORT"
+
+
+def cmd_demo(args: argparse.Namespace) -> int:
+    """Train the example sweep, serve it, and show what to ask."""
+    import importlib.util
+    import subprocess
+    sweep = os.path.join(os.path.dirname(os.path.abspath(__file__)), "examples", "train_model", "sweep.py")
+    n_runs = 0
+    if os.path.exists(args.db):
+        with contextlib.closing(open_store(args.db)) as conn:
+            n_runs = count_runs(conn, run_query({"status": "finished"}))
+    if n_runs < 9:
+        if not os.path.exists(sweep):
+            raise LabError("the demo needs the examples folder, which an installed AI-Lab does not bring: "
+                           "run `python ailab.py demo` in a clone of the project")
+        if missing := [name for name in ("sklearn", "joblib") if importlib.util.find_spec(name) is None]:
+            raise LabError(f"the demo trains with packages that are missing ({', '.join(missing)}): "
+                           "pip install -e '.[examples]'")
+        done = subprocess.run([sys.executable, sweep], env={**os.environ, "DB_PATH": args.db}, check=False)
+        if done.returncode:
+            raise LabError(f"the sweep ended with exit code {done.returncode}: what it trained is in {args.db}")
+    args.questions = DEMO_QUESTIONS
+    return cmd_serve(args)
+
+
+def http(url: str, token: str | None = None, content: Any = None, timeout_s: float = 5.0) -> tuple[int, bytes]:
+    """Ask a server on this machine, past any proxy: status and body. Raises OSError."""
+    import urllib.error
+    import urllib.request
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+    request = urllib.request.Request(url, None if content is None else json.dumps(content).encode(), headers)
+    try:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=timeout_s) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+@contextlib.contextmanager
+def served_lab(db_path: str) -> Iterator[tuple[str, str | None]]:
+    """Give address and token of a server of this lab: the one that runs, else one made for the moment."""
+    port = configured(None, "AILAB_PORT", "8000", port_number)
+    token = configured(None, "AILAB_TOKEN", "") or None
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+        url = f"http://127.0.0.1:{port}"
+        if os.path.samefile(json.loads(http(f"{url}/lab", token, timeout_s=1.0)[1]).get("db_path"), db_path):
+            yield url, token
+            return
+    open_store(db_path).close()
+    server = make_server(db_path)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield server.url, None
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def cmd_ask(args: argparse.Namespace) -> int:
+    """Put a question to the assistant."""
+    if bool(args.question) == args.smoke:
+        args.parser.error("give a question, or --smoke")
+    code = 0
+    with served_lab(args.db) as (url, token):
+        for question in SMOKE_QUESTIONS if args.smoke else [args.question]:
+            status, body = http(f"{url}/agent/query", token, {"query": question}, 300.0)
+            code = max(code, print_answer(args, status, body))
+    return code
+
+
+def print_answer(args: argparse.Namespace, status: int, body: bytes) -> int:
+    """Print one answer of the assistant; returns the exit code."""
+    answer = json.loads(body)
+    if args.smoke:
+        print(f"STATUS: {status}\nRESPONSE:\n{json.dumps(answer, indent=2)}")
+        with contextlib.suppress(ValidationError):
+            AgentAnswer.model_validate(answer)
+            return int(status != 200)
+        return 1
+    if status != 200:
+        raise LabError(answer["detail"])
+    if args.json:
+        print_json(answer)
+    else:
+        for line in answer["natural_language_answer"].splitlines():
+            print(clean(line))
+        if answer["used_run_ids"]:
+            print("runs: " + clean(", ".join(answer["used_run_ids"])))
+        print(f"({clean(answer['answered_by'])})")
+    return 0
+
+
+def cmd_doctor(args: argparse.Namespace) -> int:
+    """Check Python, SQLite, the lab, disk, the assistant and the port; a line each."""
+    levels = []
+    for check in (check_python, check_store, check_disk, check_assistant, check_port):
+        for level, text in check(args.db):
+            levels.append(level)
+            print(f"{painted(f'{level:<4}', COLOURS[level])}  {clean(text)}")
+    return int("fail" in levels)
+
+
+def check_python(db_path: str) -> Iterator[tuple[str, str]]:
+    """Check what runs AI-Lab."""
+    yield "ok" if sys.version_info >= (3, 10) else "fail", f"Python {sys.version.split()[0]} (3.10 or later is needed)"
+    with contextlib.closing(sqlite3.connect(":memory:")) as conn:
+        try:
+            conn.execute("CREATE VIRTUAL TABLE t USING fts5(a)")
+            conn.execute("SELECT row_number() OVER () FROM json_each('[1]')")
+            yield "ok", f"SQLite {sqlite3.sqlite_version} with full-text search and JSON"
+        except sqlite3.Error as error:
+            yield "fail", f"SQLite {sqlite3.sqlite_version} lacks what the lab needs ({error}): use another Python"
+
+
+def check_store(db_path: str) -> Iterator[tuple[str, str]]:
+    """Check the file, and take in the journals that dead processes left."""
+    waiting = lab_logger.pending(db_path)
+    if not os.path.exists(db_path) and not waiting:
+        yield "warn", f"no lab at {db_path} yet: the first run makes it"
+        return
+    try:
+        with contextlib.closing(open_lab(db_path, timeout_s=WRITE_WAIT_S)) as conn:
+            problems = take_in(conn, db_path)
+            found = conn.execute("PRAGMA quick_check(3)").fetchall()
+            version = conn.execute("PRAGMA user_version").fetchone()[0]
+            size = os.path.getsize(db_path)
+            yield ("ok", f"lab {db_path}: schema version {version}, {count_runs(conn, RunQuery())} runs, {size:,} bytes, "
+                   "intact") if found == [("ok",)] else ("fail", f"lab {db_path} is damaged: {found[0][0]}")
+    except (StoreError, sqlite3.Error, OSError) as error:
+        yield "fail", str(error) if isinstance(error, StoreError) else f"lab {db_path} cannot be used ({error})"
+        return
+    yield from (("fail", problem) for problem in problems)
+    taken = len(waiting) - len(lab_logger.pending(db_path))
+    left = len(lab_logger.pending(db_path))
+    yield "ok", f"{taken} journals of ended processes taken in, {left} of running ones open"
+
+
+def check_disk(db_path: str) -> Iterator[tuple[str, str]]:
+    """Check where the lab lies."""
+    import shutil
+    folder = os.path.dirname(db_path)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    kind = lab_logger.network_filesystem(folder)
+    yield ("warn", f"the lab is on a network file system ({kind}): slower, without a write-ahead log") if kind else (
+        "ok", "the lab is on a local file system")
+    free = shutil.disk_usage(folder).free
+    yield "ok" if free > 1 << 30 else "warn", f"{free / (1 << 30):.1f} GiB free"
+
+
+def check_assistant(db_path: str) -> Iterator[tuple[str, str]]:
+    """Check the assistant's packages, and whether a language model answers."""
+    import importlib.util
+    missing = [name for name in ("langchain_core", "langchain_ollama") if importlib.util.find_spec(name) is None]
+    yield ("fail", f"the assistant lacks {', '.join(missing)}: pip install langchain-core langchain-ollama"
+           ) if missing else ("ok", "langchain-core and langchain-ollama are installed")
+    url = lab_logger.setting("OLLAMA_BASE_URL", "http://localhost:11434")[0].rstrip("/")
+    model = lab_logger.setting("OLLAMA_MODEL")[0]
+    try:
+        models = [found["name"] for found in json.loads(http(f"{url}/api/tags", timeout_s=2.0)[1])["models"]]
+        is_there = not model or any(name.partition(":")[0] == model.partition(":")[0] for name in models)
+        yield "ok" if models and is_there else "warn", f"Ollama at {url} has {', '.join(models) or 'no model'}" + (
+            "" if is_there else f", not {model}: ollama pull {model}")
+    except (OSError, ValueError, KeyError, TypeError):
+        yield "ok", f"no Ollama at {url}: the built-in planner answers (`ollama serve` starts one)"
+
+
+def check_port(db_path: str) -> Iterator[tuple[str, str]]:
+    """Check that the server's port is free, or a lab's."""
+    port = configured(None, "AILAB_PORT", "8000", port_number)
+    try:
+        is_lab = b'"project"' in http(f"http://127.0.0.1:{port}/health", timeout_s=1.0)[1]
+        yield ("ok", f"a lab is served on port {port}") if is_lab else (
+            "warn", f"port {port} is taken by another program: serve --port names another")
+    except OSError:
+        yield "ok", f"port {port} is free"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line: a verb each for the functions above."""
+    parser = argparse.ArgumentParser(prog="ailab", description="Track training runs, see them, ask about them.")
+    parser.add_argument("--version", action="version", version=f"AI-Lab {lab_logger.__version__}")
+    lab = argparse.ArgumentParser(add_help=False)
+    lab.add_argument("--db", metavar="FILE", help="the lab's database (DB_PATH, else ~/.ai-lab/lab.db)")
+    reads = argparse.ArgumentParser(add_help=False)
+    reads.add_argument("--json", action="store_true", help="print what the API answers")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def verb(function: Callable, *parents: argparse.ArgumentParser, example: str = "") -> argparse.ArgumentParser:
+        about = (function.__doc__ or "").splitlines()[0]
+        made = verbs.add_parser(function.__name__.removeprefix("cmd_"), parents=[lab, *parents], help=about,
+                                description=about, epilog=example and f"example: ailab {example}")
+        made.set_defaults(run_verb=function, parser=made)
+        return made
+
+    for function in (cmd_serve, cmd_demo):
+        made = verb(function, example="serve --port 8001" if function is cmd_serve else "demo")
+        made.add_argument("--host", help="address to bind (AILAB_HOST, else 127.0.0.1); others need the token")
+        made.add_argument("--port", type=port_flag, help="port (AILAB_PORT, else 8000); 0 takes a free one")
+        made.add_argument("--token", nargs="?", const="", help="ask for this token, or for a new one (AILAB_TOKEN)")
+        made.add_argument("--verbose", action="store_true", help="log each request")
+        made.add_argument("--quiet", action="store_true", help="print nothing at the start")
+    add_flags(verb(cmd_runs, reads, example="runs --status finished --sort metrics.accuracy"), RUN_FILTERS + PAGE)
+    verb(cmd_show, reads, example="show 54e5f6a7").add_argument("run", help="a run id, or its beginning")
+    verb(cmd_compare, reads, example="compare 54e5f6 32c3d4").add_argument("runs", nargs="+", help="run ids")
+    made = verb(cmd_leaderboard, reads, example="leaderboard accuracy --top-k 3")
+    made.add_argument("metric_name", help="the metric to rank by")
+    add_flags(made, BOARD[1:])
+    made = verb(cmd_metrics, reads, example="metrics 54e5f6a7 --names val_loss")
+    made.add_argument("run", help="a run id, or its beginning")
+    add_flags(made, WINDOW)
+    made = verb(cmd_note, reads, example="note 54e5f6a7 'PUBLISH: best of iris'")
+    made.add_argument("run", help="a run id, or its beginning")
+    made.add_argument("text", nargs="?", help="the note")
+    made.add_argument("--clear", action="store_true", help="take the note away")
+    verb(cmd_delete, reads, example="delete 54e5f6a7").add_argument("runs", nargs="+", help="run ids")
+    verb(cmd_restore, example="restore 54e5f6a7").add_argument("runs", nargs="+", help="run ids")
+    made = verb(cmd_ask, reads, example="ask 'Which run has the highest accuracy?'")
+    made.add_argument("question", nargs="?", help="in plain words")
+    made.add_argument("--smoke", action="store_true", help="ask four standard questions; exit 1 if one fails")
+    verb(cmd_doctor, example="doctor")
+    return parser
+
+
+def port_flag(text: str) -> int:
+    """Read --port for argparse."""
+    try:
+        return port_number(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: {error}") from None
+
+
+def add_flags(parser: argparse.ArgumentParser, params: tuple[Param, ...]) -> None:
+    """Give a verb the API's parameters as flags."""
+    for param in params:
+        names = dict.fromkeys((f"--{param.name.replace('_', '-')}", f"--{param.name}"))
+        parser.add_argument(*names, dest=param.name, metavar=param.kind.upper(), help=param.description,
+                            nargs="+" if param.max_times > 1 else None)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit code: 0, 1 failed, 2 wrong usage."""
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as end:
+        return int(end.code or 0)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        args.db = os.path.abspath(os.path.expanduser(args.db)) if args.db else lab_logger.default_db_path()
+        code = args.run_verb(args)
+        sys.stdout.flush()
+        return code
+    except SystemExit as end:            # a verb's own check of its usage
+        return int(end.code or 0)
+    except (LabError, StoreError) as error:
+        print(f"ailab: {clean(error)}", file=sys.stderr)
+    except sqlite3.Error as error:
+        print(f"ailab: the lab at {args.db!r} cannot be used ({error}): `ailab doctor` says more", file=sys.stderr)
+    except BrokenPipeError:              # the reader had enough: `ailab runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        print(f"ailab: {error}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":
