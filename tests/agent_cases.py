@@ -3,6 +3,7 @@
 `iris` is the lab of conftest.RUNS; `llm` and `vision` are below, in the same spirit: few runs whose
 numbers can be worked out by hand. The clock stands at NOW, a Tuesday.
 """
+# ruff: noqa: E501 (a table: one case a line)
 import datetime as dt
 import json
 from collections import namedtuple
@@ -261,6 +262,39 @@ CASES = [Case(*(part.strip() if part else part for part in row)) for row in [
     ("iris", "search", "search for diverged", "search", "diverged", "1 run"),
     ("llm", "search", "find runs mentioning exploded", "search", "ll4", "BAD: loss exploded"),
     ("iris", "search", "search for xyzzy", "search", "", "No run"),
+    # More ways to say it.
+    ("iris", "phrasing", "What is my highest accuracy so far?", "best_run", "lr_01", "0.95"),
+    ("iris", "phrasing", "How did the perceptron do?", "list_runs", "diverged perceptron_01 perceptron_001 perceptron_0001", "0.85"),
+    ("iris", "phrasing", "give me the best three runs", "leaderboard", "lr_01 svm_01 svm_001", "0.91"),
+    ("iris", "phrasing", "rank the svm runs by val_loss", "leaderboard", "svm_01 svm_001 svm_0001 killed", "0.25|0.9"),
+    ("iris", "phrasing", "list runs sorted by accuracy", "leaderboard", None, "1. 32c3d4e5|10. bae1f2a3"),
+    ("iris", "phrasing", "What hyperparameters were used in the top run?", "best_run", "lr_01", "n_epochs 5"),
+    ("iris", "phrasing", "Did any run diverge?", "list_runs", "diverged", "1 run"),
+    ("iris", "phrasing", "Are there any NaN losses?", "list_runs", "diverged", "val_loss NaN"),
+    ("iris", "phrasing", "how does learning rate affect accuracy?", "compare_groups", None, "learning_rate 0.1 did best"),
+    ("iris", "phrasing", "did the higher learning rate help?", "compare_groups", None, "range from"),
+    ("iris", "phrasing", "what's the average training time?", "aggregate", None, "19.33 s"),
+    ("iris", "phrasing", "whats the difference between the best and the worst run?", "compare_best_runs", "lr_01 diverged", "0.95|0.33"),
+    ("iris", "phrasing", "what is the status of my runs?", "summarize", None, "10 finished"),
+    ("iris", "phrasing", "find the run with accuracy 0.91", "list_runs", "svm_001", "1 run"),
+    ("iris", "phrasing", "Who ran the best run?", "best_run", "lr_01", "no user recorded"),
+    ("iris", "phrasing", "Delete the worst run", "unsupported", "", "delete nothing"),
+    ("iris", "phrasing", "runs without a note", "list_runs", None, "9 runs"),
+    ("llm", "phrasing", "how many tokens per second does gpt2 reach?", "list_runs", "gp3 gp2 gp1", "9,100|9,000"),
+    ("llm", "phrasing", "which runs are still going?", "list_runs", "gp3", "1 run"),
+    ("llm", "phrasing", "did sgd do worse than adamw?", "compare_groups", "ll2 gp2", "adamw did best"),
+    ("llm", "phrasing", "best run that is not llama", "best_run", "mi1", "5.8"),
+    ("llm", "phrasing", "which batch size gave the lowest perplexity?", "compare_groups", "ll2 mi2 gp1", "batch_size 8 did best"),
+    ("llm", "phrasing", "runs with perplexity over 20 or under 6", "clarify", "", "under 6"),
+    ("llm", "phrasing", "how long did all runs take in total?", "aggregate", None, "5 h 32 min"),
+    ("llm", "phrasing", "is there a run with lr 3e-4?", "no_match", "", "No run with lr = 3e-4"),
+    ("vision", "phrasing", "which seed gave the best top1?", "compare_groups", "fl3 fl1 fl2", "seed 2 did best"),
+    ("vision", "phrasing", "best top1 with augment", "best_run", "fl3", "0.931"),
+    ("vision", "phrasing", "compare backbones on cityscapes", "compare_groups", "dl1 dl2", "resnet50 did best"),
+    ("vision", "phrasing", "compare augment true and false", "compare_groups", "dl1 un2", "augment True did best"),
+    ("vision", "phrasing", "what is the spread of val/mIoU over seeds?", "aggregate", None, "seed 0: 0.01697"),
+    ("vision", "phrasing", "which experiments have I run?", "inventory", "", "2 experiments"),
+    ("vision", "phrasing", "segmentation runs", "not_found", "", "segmentation"),
     # What it does not know.
     ("iris", "unknown", "best resnet run", "not_found", "", "resnet"),
     ("iris", "unknown", "best run by f2", "not_found", "", "f2"),

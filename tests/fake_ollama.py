@@ -74,10 +74,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(200, {"version": "0.12.6"})
         elif self.path == "/api/tags":
             self._json(200, {"models": [{
-                "name": name, "model": name, "modified_at": "2026-11-01T00:00:00Z", "size": 5_200_000_000,
+                "name": name, "model": name, "modified_at": "2026-11-01T00:00:00Z",
+                "size": 5_200_000_000,
                 "digest": "0" * 64, "details": {"format": "gguf", "family": "qwen3",
                                                 "parameter_size": "8.2B",
-                                                "quantization_level": "Q4_K_M"}} for name in models]})
+                                                "quantization_level": "Q4_K_M"}}
+                                        for name in models]})
         else:
             self._json(404, {"error": "not found"})
 
@@ -91,7 +93,8 @@ class _Handler(BaseHTTPRequestHandler):
                              "capabilities": models[name]})
         elif self.path == "/api/chat":
             if body.get("tools") and "tools" not in models[name]:
-                self._json(400, {"error": f"registry.ollama.ai/library/{name} does not support tools"})
+                self._json(400, {
+                    "error": f"registry.ollama.ai/library/{name} does not support tools"})
             else:
                 self._chat(body, self.server.fake.next_reply(body))
 
@@ -133,7 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _line(self, model, reply, done=False):
         line = {"model": model, "created_at": _now(), "message": {"role": "assistant", **reply},
                 "done": done}
-        return {**line, "done_reason": "stop", "total_duration": 5_000_000, "load_duration": 1_000_000,
+        return {**line, "done_reason": "stop", "total_duration": 5_000_000,
+                "load_duration": 1_000_000,
                 "prompt_eval_count": 200, "prompt_eval_duration": 1_000_000, "eval_count": 15,
                 "eval_duration": 2_000_000} if done else line
 
@@ -154,7 +158,8 @@ def _pieces(reply):
     """Text comes word by word, tool calls whole."""
     words = reply["content"].split(" ")
     text = [say(word + " " * (n < len(words) - 1)) for n, word in enumerate(words) if word]
-    return text + ([{"content": "", "tool_calls": reply["tool_calls"]}] if "tool_calls" in reply else [])
+    return text + ([{"content": "", "tool_calls": reply["tool_calls"]}] if "tool_calls" in reply
+                   else [])
 
 
 def _now():
