@@ -234,6 +234,15 @@ def test_no_way_of_writing_dot_dot_leaves_the_static_folder(server, step):
     connection.close()
 
 
+def test_static_serves_no_script_from_elsewhere(api, tmp_path):
+    (tmp_path / "secret.js").write_text("secret")
+    up = "../" * 30
+    for name in (f"/{tmp_path}/secret.js", f"{tmp_path}/secret.js", f"%2f{tmp_path}/secret.js",
+                 f"{up}{tmp_path}/secret.js", f"{up.replace('/', '%2f')}{tmp_path}/secret.js",
+                 f"views/{up}{tmp_path}/secret.js", f"x/../{up}{tmp_path}/secret.js"):
+        assert api("GET", f"/static/{name}")[0] == 404, name
+
+
 def test_static_answers_the_same_for_a_file_outside_and_for_none(api):
     outside = api("GET", "/static/%2e%2e/pyproject.toml")
     missing = api("GET", "/static/%2e%2e/no-such-file.toml")
