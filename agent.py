@@ -430,12 +430,10 @@ _NEGATED = re.compile(rf"\b(?:do not|don['’]?t|never|not|without|no need to|av
                       re.I)
 _CLAUSE = re.compile(r"(?:,|;|:?\n)\s*|\s+(?:and|then|but)\s+")
 _NEXT_CLAUSE = re.compile(r"[,;]?\s+(?:and|then)\s+(?:then\s+)?(?:show|list|compare|tell|"
-                          r"summari[sz]e|"
-                          r"give|find|flag|mark|explain)\b", re.I)
+                          r"summari[sz]e|give|find|flag|mark|explain)\b", re.I)
 _QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|`[^`]*`|(?<!\w)'[^']*'(?!\w)")
 _NOTE_AFTER_TAG = re.compile(r"\b(?:as|with)\s*:?\s+(?!the (?:lowest|highest|best|worst))(.+)|"
-                             r":\s*(.+)|"
-                             r"\b((?:BAD|PUBLISH)\b.*)", re.S)
+                             r":\s*(.+)|\b((?:BAD|PUBLISH)\b.*)", re.S)
 _NOTE_AFTER_VERB = re.compile(r":\s*(.+)|\b(?:to|saying|reading|with)\s+(?!(?:the|my|run)\b)(.+)",
                               re.S)
 _ASK_PLAINLY = ("I write a note only on a plain order, and this is none. To have it done, say for "
@@ -453,8 +451,7 @@ def write_order(text: str) -> Order | str | None:
         starts = [0, *(m.end() for m in _CLAUSE.finditer(sentence.group()))]
         verbs = [m for start in starts if (m := _VERB.match(sentence.group(), start))]
         asked = re.match(rf"\s*(?:please )?(?:can|could|would|will) you\b.*{_WRITING}",
-                         sentence.group(),
-                         re.I)
+                         sentence.group(), re.I)
         found += [(sentence, verb) for verb in verbs] or [(sentence, None)] * bool(asked)
     if not found:
         return None
@@ -721,8 +718,7 @@ _NOT_BEFORE = re.compile(
 _STATES = {"failed": "fail(?:ed|s|ures?|ing)?|crash(?:ed|es)?|error(?:ed|s)?",
            "killed": "killed|interrupted|"
            "aborted", "running": "running(?! time)|still going|ongoing|in progress",
-           "finished": "finished|completed?|"
-           "successful(?:ly)?|succeeded"}
+           "finished": "finished|completed?|successful(?:ly)?|succeeded"}
 _TAGS = {"PUBLISH": r"(?:flagged|published|publishable|(?:for )?publish(?:ing)?)(?! as| bad)",
          "BAD": r"(?:(?:flagged|marked|tagged|noted|labelled)(?: as)? )?bad"}
 _COUNT = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8,
@@ -745,8 +741,8 @@ _GROUP = [
     r"|most|fastest|slowest|optimal)\b",
     rf"\b(?:best|worst|top|optimal)(?: performing)? {_KIND}(?! runs?\b)",
     rf"\bcompare (?:all )?(?:the |my |different )*{_KIND}(?! runs?\b)",
-    r"\b(?:did|does|do|effect of|impact of|influence of)(?: the| changing| higher| lower| a)* (P\d+)"
-    r"\b(?= \w|$)"]
+    r"\b(?:did|does|do|effect of|impact of|influence of)(?: the| changing| higher| lower| a)* "
+    r"(P\d+)\b(?= \w|$)"]
 _UNITS = {"s": 1, "sec": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600,
           "day": 86400, "week": 604800, "month": 2592000}
 _WEEKDAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
@@ -887,8 +883,7 @@ class Question:
 
     def _note_words(self, text: str) -> str:
         found = re.search(r"\bnotes? (?:that )?(?:contain(?:s|ing)?|say(?:s|ing)?|mention(?:s|"
-                          r"ing)?|"
-                          r"includ(?:es|ing)|like) [\"'“]?([^\"'”?!]+)", text, re.I)
+                          r"ing)?|includ(?:es|ing)|like) [\"'“]?([^\"'”?!]+)", text, re.I)
         if not found:
             return text
         words = found[1].strip(" .")
@@ -992,8 +987,7 @@ class Question:
         self.shape = re.sub(r" (?:true (?:and|or|vs) false|false (?:and|or|vs) true)\b", "",
                             self.shape)
         name, no_rank = r"\b([MP]\d+)\b", r"(?= |$)(?! (?:best|worst|top|runs?)\b)"
-        for pattern, order in (
-                (rf"{name}{_FILLER} between {_NUM} and ({_PLAIN})()", "nbphm"),
+        for pattern, order in ((rf"{name}{_FILLER} between {_NUM} and ({_PLAIN})()", "nbphm"),
                 (rf"{name}{_FILLER}(?: {_OP}| than)? {_NUM}()((?: (?:,|or|and|vs|versus) "
                  rf"{_PLAIN})*){no_rank}", "nobphm"),
                 (rf"(?<!top )(?<!best )(?<!last )(?<!worst )(?:{_OP} )?(?<![\w.]){_NUM} {name}()()",
@@ -1106,8 +1100,8 @@ class Question:
         """What runs are ranked by: a metric named for it, else the first metric, else None."""
         if self.end in ("new", "old"):
             return "column", "timestamp"
-        by = re.search(rf"\b(?:by|in|on|for|of|{_ENDS}|maximum|minimum|max|min|largest|smallest|greatest"
-                       r"|least|most) (?:the |final |its )*([MP]\d+)\b", self.shape)
+        by = re.search(rf"\b(?:by|in|on|for|of|{_ENDS}|maximum|minimum|max|min|largest|smallest"
+                       r"|greatest|least|most) (?:the |final |its )*([MP]\d+)\b", self.shape)
         ranked = self.at(by[1]) if by else next(iter(self.named("metric")), None)
         if ranked and (ranked.kind == "metric" or self.end in ("high", "low")):
             return ranked.kind, metric_of(ranked) if ranked.kind == "metric" else ranked.names[0]
@@ -1122,13 +1116,14 @@ class Question:
         words = re.sub(r"\b(?:the|my|our|an?|all)\b", " ", self.shape).split()
         return [(word, before, after)
                 for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False)
-                if re.fullmatch(r"(?![MPNVRU]?\d+$)[^\W_]+(?:'[a-z]+)?", word) and not is_common(word)]
+                if re.fullmatch(r"(?![MPNVRU]?\d+$)[^\W_]+(?:'[a-z]+)?", word)
+                and not is_common(word)]
 
     def unknown(self) -> list[str]:
         """What the question names that the lab does not have: identifiers, words of the trade, and
         other words where a name would stand ("on X", "the X runs")."""
-        leads = {*KINDS, "by", "on", "with", "using", "for", "from", "in", "named", "called", "of", "used",
-                 "=", "than", "and", "vs", "or"}
+        leads = {*KINDS, "by", "on", "with", "using", "for", "from", "in", "named", "called", "of",
+                 "used", "=", "than", "and", "vs", "or"}
         return [m.said for m in self.named("unknown")] + [
             word for word, before, after in self.strange()
             if stem(word) in _TRADE or re.search(r"\d", word) or stem(after) in {*KINDS, "run"}
@@ -1213,8 +1208,7 @@ _AGGREGATES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
     "total": ("total|sum|altogether", math.fsum), "minimum": ("min|minimum", min),
     "maximum": ("max|maximum", max)}
 _INVENTORY = (r"(?:how many|number of|which|what|list|show|do i have|names? of)\b.*?\b(metric|"
-              r"param|parameter|"
-              r"hyperparameter|model|experiment|dataset|data|task)(?: ?set)?s?")
+              r"param|parameter|hyperparameter|model|experiment|dataset|data|task)(?: ?set)?s?")
 
 
 def fmt(value: Any) -> str:
@@ -1278,6 +1272,7 @@ class Plan:
         self.counts = {m["metric_name"]: m.get("n_runs", 0) for m in lab.get("metrics") or []}
         self.known: set[str] = set()
         self.fetched: dict[str, list[Run]] = {}
+        self.totals: dict[str, int] = {}
         self.remarks: list[str] = []
         self.ranked_by: Column | None = None      # what an order's other clauses rank by
         self.q = self._read(())
@@ -1373,6 +1368,7 @@ class Plan:
             pages = [first, *((yield from self._call(*rest)) if rest else [])]
             if first.total > MAX_ROWS:
                 self.remarks.append(f"This covers the newest {MAX_ROWS:,} of {first.total:,} runs.")
+            self.totals[key] = first.total
             self.fetched[key] = [run for page in pages for run in page.runs]
         return self.fetched[key]
 
@@ -1512,8 +1508,7 @@ class Plan:
     def help(self, lead: str) -> Reply:
         """Say what can be asked, with three examples that fit this lab."""
         return Reply("help", f"{lead} I answer questions about recorded runs, their params, "
-                             f"metrics and notes. "
-                     f"For example: {self._examples()}")
+                             f"metrics and notes. For example: {self._examples()}")
 
     def _examples(self) -> str:
         column, models = self._preferred(), [m["name"] for m in self.lab.get("models") or []]
@@ -1529,8 +1524,7 @@ class Plan:
                              for name in self.q.vocabulary.near(u))
         names = self.q.vocabulary.names
         return Reply("not_found", f"This lab has nothing called {said}: no metric, param, model, "
-                                  f"experiment, data set "
-                     f"or param value. "
+                                  f"experiment, data set or param value. "
                      f"{'Close to it: ' * bool(near)}{', '.join(near)}{'. ' * bool(near)}"
                      f"Its metrics are {', '.join(names['metric'][:8]) or 'none yet'}; "
                      f"its models are {', '.join(names['model_name'][:8]) or 'not named'}.")
@@ -1547,11 +1541,9 @@ class Plan:
                          "\"Flag the best run for publishing.\" Nothing was written.")
         if not ids and not q.end:
             return Reply("clarify", "Which run do you mean? Name its id, or say for example \"the "
-                                    "best run\". "
-                         "Nothing was written.")
+                                    "best run\". Nothing was written.")
         run, reason = ((yield from self._by_id(ids[0].names[0])),
-                       "flagged on request") if ids else (
-            yield from self._ranked_run())
+                       "flagged on request") if ids else (yield from self._ranked_run())
         if run is None:
             return Reply("no_match", f"{reason} Nothing was written.")
         note = f"PUBLISH: {reason}" if order.note == "PUBLISH" else order.note or ""
@@ -1711,10 +1703,9 @@ class Plan:
         tied = [run for value, run in pairs if value == pairs[0][0]]
         rest = ", ".join(f"{fmt(v)} of {self.tag(run)}" for v, run in pairs[len(tied):])
         names = " and ".join(self.tag(run) for run in tied)
-        rule, value = self._rule(column), fmt(pairs[0][0])
-        lead = f"{names} is better {rule}: {value}" if len(tied) == 1 else f"{names} tie {rule} at {value}"
-        return [lead + f" against {rest}." if rest else lead + "."] + (self._ahead(tied)
-                                                                       if len(tied) > 1 else [])
+        says, ahead = ("tie", self._ahead(tied)) if len(tied) > 1 else ("is better", [])
+        lead = f"{names} {says} {self._rule(column)} at {fmt(pairs[0][0])}"
+        return [f"{lead} against {rest}." if rest else f"{lead}.", *ahead]
 
     def _ahead(self, tied: list[Run]) -> list[str]:
         for other in [("metric", name) for name in self._others()]:
@@ -1857,18 +1848,20 @@ class Plan:
     def count(self) -> Planned:
         """How many runs, or how many different models, experiments, data sets and so on."""
         if self.q.asks(r"(?:how many|number of)(?: different| distinct)? (?:models?|experiments?|"
-                       r"data ?sets?|tasks?|"
-                       r"metrics?|params?|parameters?)") and not self.q.group:
+                       r"data ?sets?|tasks?|metrics?|params?|parameters?)") and not self.q.group:
             return (yield from self.inventory())
+        if not self.q.conditions and not self.q.group:
+            return Reply("count_runs", f"This lab has {plural(self.lab['n_runs'])}.")
         rows = yield from self._rows()
         if self.q.group:
             shown = ", ".join(f"{label} {len(runs)}" for label, runs in self._grouped(rows).items())
             return Reply("count_runs", f"Runs{self._scope()}: {shown}.")
-        if not self.q.conditions:
-            return Reply("count_runs", f"This lab has {plural(len(rows))}.")
-        return Reply("count_runs", f"{plural(len(rows))}{self._scope()}." if rows
-                     else f"No run{self._scope()} was found.",
-                     [run.run_id for run in rows[:SHOWN]])
+        if not rows:
+            return Reply("count_runs", f"No run{self._scope()} was found.")
+        n_runs = len(rows)
+        if all(c.column for c in self.q.conditions):      # the API counted them all
+            n_runs, self.remarks = self.totals[_dump(self._filters())], []
+        return Reply("count_runs", f"{plural(n_runs)}{self._scope()}.", [r.run_id for r in rows[:SHOWN]])
 
     def summary(self) -> Planned:
         """The lab, or what a question narrows it to: counts, names, the best run, the latest."""

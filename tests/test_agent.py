@@ -179,6 +179,7 @@ def test_more_runs_than_a_page_are_all_counted(tmp_path):
     try:
         counted = ask(lab, "how many runs with lr 1?")
         assert "1,150 runs with lr = 1" in counted.natural_language_answer
+        assert "2,300 runs" in ask(lab, "How many runs are there?").natural_language_answer
         best = ask(lab, "best run")
         assert best.used_run_ids == ["000008fb-big"]
         assert [step.tool for step in best.steps] == ["lab", "leaderboard"]
