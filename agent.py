@@ -726,8 +726,8 @@ _COUNT = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven
 _K = r"(\d{1,3}|" + "|".join(_COUNT) + ")"
 _NTH = {"second": 2, "2nd": 2, "third": 3, "3rd": 3, "fourth": 4, "4th": 4, "fifth": 5, "5th": 5}
 _RANKS = {
-    "best": "best|top|leading|winner|winning|strongest|leaderboard|rank(?:ed|ing)?|sorted|ordered"
-            "|better|leads?",
+    "best": "best|top|leading|winner|winning|wins?|strongest|leaderboard|rank(?:ed|ing)?|sorted"
+            "|ordered|better|leads?",
     "worst": "worst|poorest|weakest",
     "high": "highest|largest|biggest|greatest|maximum|max|longest|slowest|most(?! recent)",
     "low": "lowest|smallest|(?<!at )least|minimum|min|shortest|fastest|quickest|fewest",
@@ -738,7 +738,7 @@ _KIND = r"(" + "|".join(KINDS) + r"|P\d+)(?: values?)?s?\b"
 _GROUP = [
     rf"\b(?:by|per|each|every|across|over|different|between)(?: the| my| each)? {_KIND}",
     rf"\b(?:which|what) {_KIND}(?! .*\b{_TOP_RUNS}\b).*\b(?:best|better|worst|worse|highest|lowest"
-    r"|most|fastest|slowest|optimal)\b",
+    r"|most|fastest|slowest|optimal|wins?)\b",
     rf"\b(?:best|worst|top|optimal)(?: performing)? {_KIND}(?! runs?\b)",
     rf"\bcompare (?:all )?(?:the |my |different )*{_KIND}(?! runs?\b)",
     r"\b(?:did|does|do|effect of|impact of|influence of)(?: the| changing| higher| lower| a)* "
@@ -751,7 +751,8 @@ _ONE_DAY = dt.timedelta(days=1)
 # Words for a span of time, tried in order; each read as (since, until) from its match, day, now.
 _SPANS: list[tuple[str, Callable[[re.Match, dt.datetime, dt.datetime], tuple[Any, Any]]]] = [
     (rf"between {_DATE} and {_DATE}", lambda m, day, now: (_day(m[1]), _day(m[2]) + _ONE_DAY)),
-    (rf"(?:since|after) {_DATE}", lambda m, day, now: (_day(m[1]), None)),
+    (rf"(?:since|after) {_DATE}|from {_DATE} on(?:wards?)?",
+     lambda m, day, now: (_day(m[1] or m[2]), None)),
     (rf"(?:before|until) {_DATE}", lambda m, day, now: (None, _day(m[1]))),
     (rf"(?:on |from )?{_DATE}", lambda m, day, now: (_day(m[1]), _day(m[1]) + _ONE_DAY)),
     (r"since yesterday", lambda m, day, now: (day - _ONE_DAY, None)),
@@ -960,7 +961,8 @@ class Question:
         if len("".join(stems)) == 1:
             return bool(re.match(r"[\d<>=]", after)) or bool(hint)
         everyday = len(stems) == 1 and is_common(stems[0]) and stems[0] not in _TRADE
-        return not everyday or found[0] == "metric" and found[2] or found[0] == hint
+        valued = found[0] == "param" and re.match(r"[\d<>=]", after)      # "rank 16" is lora_rank
+        return bool(not everyday or valued or found[0] == "metric" and found[2] or found[0] == hint)
 
     def _identifier(self, atoms: list[Atom], i: int, parts: list[str]) -> tuple[Mention,
                                                                                 int] | None:
@@ -1228,6 +1230,11 @@ def duration(seconds: float | None) -> str | None:
     return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def told(value: float, column: Column) -> str:
+    """A computed value of a column as text: a duration with its unit."""
+    return duration(value) or "" if column[1] == "duration_s" else fmt(value)
+
+
 def when(run: Run) -> str:
     """The start of a run, to the minute."""
     return run.timestamp[:16].replace("T", " ") + " UTC" if run.timestamp else "an unknown time"
@@ -1340,7 +1347,7 @@ class Plan:
             return (yield from self.summary())
         if q.asks(r"(?:how many|number of|count)(?! [MP]\d| epochs)"):
             return (yield from self.count())
-        if self._aggregate() and not (q.end in ("high", "low") and not q.group):
+        if self._aggregates() and not (q.end in ("high", "low") and not q.group):
             return (yield from self.aggregate())
         if q.group and not recent:
             return (yield from self.groups())
@@ -1579,7 +1586,7 @@ class Plan:
         q, column = self.q, (yield from self.column())
         k = max(q.k, q.nth)
         pairs = (yield from self.top(k, column)) if column else []
-        if re.search(_WRITING, q.text, re.I):
+        if re.search(r"\b(?:flag|mark|tag|publish)\b", q.text, re.I):
             self.remarks.append("Nothing was written.")
         if not pairs:
             return (yield from self._nothing(column))
@@ -1785,10 +1792,9 @@ class Plan:
                  for label, pairs in scored.items()}
         means = {label: statistics.fmean(v for v, _ in pairs) for label, pairs in scored.items()}
         order = sorted(scored, key=lambda label: (sign * first[label][0], sign * means[label]))
-        lines = [f"- {label}: {self._side()} {fmt(first[label][0])} "
-                 f"({self.short(first[label][1])}), mean "
-                 f"{fmt(means[label])} over {plural(len(scored[label]))}"
-                 for label in order[:SHOWN]]
+        lines = [f"- {label}: {self._side()} {told(first[label][0], column)} "
+                 f"({self.short(first[label][1])}), mean {told(means[label], column)} "
+                 f"over {plural(len(scored[label]))}" for label in order[:SHOWN]]
         ids = [first[label][1].run_id for label in order[:SHOWN]]
         if self.q.asks(_COMPARE) and len(ids) > 1:
             yield from self._call(("compare_runs", {"run_ids": ids}))
@@ -1802,28 +1808,28 @@ class Plan:
         """The sentence that answers: which group is first, by its best run and by the mean."""
         missing = [label for label, *_ in self._named_groups() if label not in means]
         tied = [label for label in order if first[label][0] == first[order[0]][0]]
+        value = told(first[order[0]][0], column)
         lead = f"{order[0]} did {self._side()} {self._rule(column)}: its {self._side()} run " \
-               f"{self.short(first[order[0]][1])} has {fmt(first[order[0]][0])}."
+               f"{self.short(first[order[0]][1])} has {value}."
         if len(order) == 1:
             lead = f"Only {order[0]} has runs to judge{self._scope()}."
         elif len(tied) > 1:
             lead = f"{' and '.join(tied)} tie {self._rule(column)}: " \
-                   f"the {self._side()} run of each has " \
-                   f"{fmt(first[order[0]][0])}."
+                   f"the {self._side()} run of each has {value}."
         by_mean = (max if self._high(column) else min)(means, key=means.__getitem__)
         if by_mean != order[0]:
             lead += f" By the mean, {by_mean} leads."
         if re.search(r"\b(?:did|does|do|effect|impact|influence)\b", self.q.shape):
             low, high = min(means.values()), max(means.values())
-            lead += f" The means range from {fmt(low)} to {fmt(high)}."
+            lead += f" The means range from {told(low, column)} to {told(high, column)}."
         return lead + f" Nothing to judge {' and '.join(missing)} by." * bool(missing)
 
-    def _aggregate(self) -> str:
-        return next((name for name, (words, _) in _AGGREGATES.items() if self.q.asks(words)), "")
+    def _aggregates(self) -> list[str]:
+        return [name for name, (words, _) in _AGGREGATES.items() if self.q.asks(words)]
 
     def aggregate(self) -> Planned:
         """Mean, median, spread, total, minimum or maximum of a metric, whole or by group."""
-        name, q = self._aggregate(), self.q
+        names, q = self._aggregates(), self.q
         rows, column = (yield from self._rows()), (yield from self.column())
         if column and q.end == "best" and not q.group:
             rows = [run for _, run in (yield from self.top(q.k, column))[:q.k]]
@@ -1833,14 +1839,13 @@ class Plan:
             values = [v for run in runs if column and (v := finite(run, column)) is not None]
             if values:
                 bad = sum(get(run, column) is not None for run in runs) - len(values)
-                result = _AGGREGATES[name][1](values)
-                shown = duration(result) if column[1] == "duration_s" else fmt(result)
+                shown = " and ".join(told(_AGGREGATES[name][1](values), column) for name in names)
                 said.append((label, f"{shown} over {plural(len(values))}"
                              + f" ({plural(bad)} with NaN or infinity left out)" * bool(bad)))
                 ids += [run.run_id for run in runs]
         if not said:
             return (yield from self._nothing(column))
-        what = f"The {name} {column[1].removesuffix('_s')}{self._scope()}"
+        what = f"The {' and '.join(names)} {column[1].removesuffix('_s')}{self._scope()}"
         text = f"{what} is {said[0][1]}." if not said[0][0] else "\n".join(
             [f"{what}:", *(f"- {label}: {shown}" for label, shown in said)])
         return Reply("aggregate", text, ids[:SHOWN])
@@ -1861,7 +1866,8 @@ class Plan:
         n_runs = len(rows)
         if all(c.column for c in self.q.conditions):      # the API counted them all
             n_runs, self.remarks = self.totals[_dump(self._filters())], []
-        return Reply("count_runs", f"{plural(n_runs)}{self._scope()}.", [r.run_id for r in rows[:SHOWN]])
+        return Reply("count_runs", f"{plural(n_runs)}{self._scope()}.",
+                     [run.run_id for run in rows[:SHOWN]])
 
     def summary(self) -> Planned:
         """The lab, or what a question narrows it to: counts, names, the best run, the latest."""
@@ -1911,8 +1917,12 @@ class Plan:
         recent = q.end in ("new", "old")
         if not rows:
             return Reply("no_match", f"No run{self._scope()} was found.")
-        shown = (rows[::-1] if q.end == "old" else rows)[:(q.counts or [5])[0] if recent else SHOWN]
         column = self._preferred(rows) if recent else q.rank_column() or self._preferred(rows)
+        if column and q.asks(r"by [MP]\d+"):
+            held = [(v, run) for run in rows if (v := finite(run, column)) is not None]
+            held.sort(key=lambda p: p[0] if self._low(column) else -p[0])
+            rows = [run for _, run in held] + [r for r in rows if finite(r, column) is None]
+        shown = (rows[::-1] if q.end == "old" else rows)[:(q.counts or [5])[0] if recent else SHOWN]
         if q.asks("why|error|reason"):
             found = yield from self._call(*(("get_run_details", {"run_id": r.run_id})
                                             for r in shown[:5]))
