@@ -73,13 +73,13 @@ WRITE_WAIT_S = 5.0                       # a note waits this long for another wr
 READ_WAIT_S = 1.5                        # and a read (which only a rollback journal makes wait)
 STOP_WAIT_S = 0.7                        # open requests get this long when the server ends
 GZIP_FROM_BYTES = 1_024
-CACHED_ANSWERS, CACHED_BYTES = 32, 1 << 18  # a reader keeps so many answers, each of at most so many bytes
+CACHED_ANSWERS, CACHED_BYTES = 32, 1 << 18  # kept by a reader: how many, of how many bytes at most
 IDLE_READERS = 8                         # open connections kept for the next requests
 
 INF = float("inf")
-MINIMISED_WORDS = frozenset(
-    "loss losses err error errors mse rmse mae mape nll perplexity ppl bpc wer cer fid time duration "
-    "latency seconds ms cost regret divergence kl brier ece".split())
+MINIMISED_WORDS = frozenset(re.findall(
+    r"\w+", "loss losses err error errors mse rmse mae mape nll perplexity ppl bpc wer cer fid "
+             "time duration latency seconds ms cost regret divergence kl brier ece"))
 ARTIFACT_KINDS = {
     "csv": "csv tsv", "json": "json jsonl", "text": "txt log md yaml yml toml ini cfg py",
     "image": "png jpg jpeg gif webp svg",
@@ -253,7 +253,8 @@ class Curve(BaseModel):
     last: list[float | None] = _about("last finite value")
     mean: list[float | None] = _about("mean of the finite values")
     count: list[int] = _about("points in the bucket")
-    nonfinite: list[dict[str, Any]] = _about(f"x and value of NaN and infinities, at most {MAX_MARKED}")
+    nonfinite: list[dict[str,
+                         Any]] = _about(f"x and value of NaN and infinities, at most {MAX_MARKED}")
     n_nonfinite: int = _about("how many there are")
 
 
@@ -391,7 +392,8 @@ RUN_FILTERS = (
     Param("command_substring", "text", "runs whose command holds this text, in any case"),
     Param("note_substring", "text", "runs whose note holds this text, in any case"),
     Param("from_timestamp", "time", "runs started at this time or later (without a zone: UTC)"),
-    Param("to_timestamp", "time", "runs started at this time or earlier; a date means its whole day"),
+    Param("to_timestamp", "time",
+          "runs started at this time or earlier; a date means its whole day"),
     Param("metric_name", "text", "runs that have this metric"),
     Param("metric_min", "number", "least final value of metric_name"),
     Param("metric_max", "number", "largest final value of metric_name"),
@@ -413,7 +415,8 @@ WINDOW = (
     Param("x", "choice", "the axis", choices=("epoch", "step", "time"), default="epoch"),
     Param("from", "number", "least x (unix seconds where x is time)"),
     Param("to", "number", "largest x"),
-    Param("since", "integer", "only points after this cursor", least=0, most=(1 << 63) - 1, default=0),
+    Param("since", "integer", "only points after this cursor", least=0, most=(1 << 63) - 1,
+          default=0),
     Param("max_points", "integer", "most buckets a curve", most=MAX_POINTS, default=DEFAULT_POINTS))
 COMPARED = (Param("ids", "text", "runs to compare, each by its id or a unique beginning of it",
                   max_times=MAX_COMPARED, min_times=2),)
@@ -439,14 +442,15 @@ def parse_params(params: tuple[Param, ...], pairs: list[tuple[str, str]]) -> dic
 def _parse_one(param: Param, texts: list[str]) -> Any:
     if not param.min_times <= len(texts) <= param.max_times:
         times = f"{param.min_times} to {param.max_times} times" if param.max_times > 1 else "once"
-        raise BadQuery(f"{param.name} is given {len(texts)} times: give it {times}, as {param.accepted()}")
+        raise BadQuery(
+            f"{param.name} is given {len(texts)} times: give it {times}, as {param.accepted()}")
     values = [parse_value(param, text) for text in texts]
     return values if param.max_times > 1 else values[0] if values else param.default
 
 
 def parse_value(param: Param, text: str) -> Any:
     """Turn one parameter's text into its value, or raise BadQuery."""
-    value = None
+    value: Any = None
     if param.kind == "integer" and re.fullmatch(r"[+-]?\d{1,19}", text, re.ASCII):
         value = int(text) if param.least <= int(text) <= param.most else None
     elif param.kind == "number" and len(text) < 400 and _NUMBER.fullmatch(text):
@@ -462,7 +466,7 @@ def parse_value(param: Param, text: str) -> Any:
 
 
 def parse_time(text: str, is_end: bool = False) -> str | None:
-    """Normalise a time to the store's 27 characters: "2026-11-24" becomes "2026-11-24T00:00:00.000000Z".
+    """Normalise a time to 27 characters: "2026-11-24" becomes "2026-11-24T00:00:00.000000Z".
 
     A date stands for the beginning of its day, or its end where `is_end`. None if it is no time.
     """
@@ -473,7 +477,8 @@ def parse_time(text: str, is_end: bool = False) -> str | None:
     try:
         if minute is None:
             minute, second, fraction = ("23:59", ":59", ".999999") if is_end else ("00:00", "", "")
-        moment = datetime.fromisoformat(f"{day}T{minute}{second or ':00'}.{(fraction or '.')[1:]:0<6}")
+        moment = datetime.fromisoformat(
+            f"{day}T{minute}{second or ':00'}.{(fraction or '.')[1:]:0<6}")
         if sign:                         # a plus sign that was not escaped arrives as a space
             shift = timedelta(hours=int(hours), minutes=int(minutes))
             moment += shift if sign == "-" else -shift
@@ -495,20 +500,23 @@ class RunQuery:
         """Give the WHERE text; a metric that the statement joins already is left out."""
         extra = []
         if self.metric and not is_metric_joined:
-            extra = ["r.run_id IN (SELECT run_id FROM metric_summary WHERE metric_name = :metric_name"
+            extra = [
+                "r.run_id IN (SELECT run_id FROM metric_summary WHERE metric_name = :metric_name"
                      + (" AND value BETWEEN :metric_min AND :metric_max)"
                         if self.metric[1:] != (-INF, INF) else ")")]
         return "\n  AND ".join([*self.where, *extra])
 
 
 _SUBSTRING = ("r.rowid IN (SELECT rowid FROM runs WHERE {0} IS NOT NULL AND {1})")
-_SEARCH = ("r.run_id IN (SELECT t.run_id FROM run_search JOIN run_text t ON t.key = run_search.rowid "
+_SEARCH = (
+    "r.run_id IN (SELECT t.run_id FROM run_search JOIN run_text t ON t.key = run_search.rowid "
            "WHERE run_search MATCH :q)")
 
 
 def run_query(given: dict[str, Any]) -> RunQuery:
     """Turn parsed parameters into a RunQuery. Pure: no connection, and no value enters the SQL."""
-    query = RunQuery(sort=given.get("sort") or "timestamp", is_ascending=given.get("order") == "asc")
+    query = RunQuery(sort=given.get("sort") or "timestamp",
+                     is_ascending=given.get("order") == "asc")
     for name in ("dataset_id", "experiment_name", "model_name", "task_name", "status"):
         if given.get(name) is not None:
             query.where.append(f"r.{name} = :{name}")
@@ -542,12 +550,13 @@ def _add_metric(query: RunQuery, given: dict[str, Any]) -> None:
 
 
 def match_expression(text: str) -> str:
-    """Quote words for FTS5: 'svm "x' becomes '"svm"* "" "x"*' quoted so that none is an operator."""
-    return " ".join('"' + word.replace('"', '""') + '"*' for word in text.replace("\0", " ").split())
+    """Quote words for FTS5, so that none is an operator: 'svm or' becomes '"svm"* "or"*'."""
+    return " ".join('"' + word.replace('"', '""') + '"*'
+                    for word in text.replace("\0", " ").split())
 
 
 def page_statements(query: RunQuery, columns: str) -> tuple[str, str, str]:
-    """Write the SELECTs for a page: runs that have what they are sorted by, those that lack it, a count.
+    """Write a page's SELECTs: runs that have what they are sorted by, those that lack it, a count.
 
     Both directions walk an index: a metric's or param's values, or the start times.
     """
@@ -556,7 +565,8 @@ def page_statements(query: RunQuery, columns: str) -> tuple[str, str, str]:
     is_joined = bool(kind == "metrics" and query.metric and query.metric[0] == name)
     query.bound["sort_name"] = name
     if kind in ("metrics", "params"):
-        table, key = {"metrics": ("metric_summary", "metric_name"), "params": ("run_params", "param_name")}[kind]
+        table, key = {"metrics": ("metric_summary", "metric_name"),
+                      "params": ("run_params", "param_name")}[kind]
         low, high = (":metric_min", ":metric_max") if is_joined else ("-9e999", "9e999")
         has = f"BETWEEN {low} AND {high}" if kind == "metrics" else "IS NOT NULL"   # NaN is NULL
         source = f"{table} s CROSS JOIN runs r ON r.run_id = s.run_id"
@@ -577,31 +587,33 @@ def page_statements(query: RunQuery, columns: str) -> tuple[str, str, str]:
 
 
 def direction(metric_name: str) -> str:
-    """Say which way a metric is better: "minimize" where a word of its name is a loss, error or time."""
+    """Say which way a metric is better: "minimize" where its name has a word for loss or time."""
     words = re.split(r"[/_\-. ]", metric_name.lower())
     return "minimize" if MINIMISED_WORDS.intersection(words) else "maximize"
 
 
 # --- Index --------------------------------------------------------------------
-# What makes reading fast, made when AI-Lab first opens a lab and kept by triggers from then on, whoever
-# writes the two public tables: the logger, or any SQLite tool.
+# What makes reading fast, made when AI-Lab first opens a lab and kept by triggers from then on,
+# whoever writes the two public tables: the logger, or any SQLite tool.
 
 _AT = [f"{which}_{field}" for which in ("first", "last", "min", "max")
        for field in ("value", "epoch", "step")]
 
 
 def _summarise(source: str, row: str = "") -> str:
-    """Write SQL that adds points to metric_summary: `source` gives them, `row` is the trigger's NEW."""
+    """Write SQL that adds points to metric_summary: `source` gives them, `row` may be NEW."""
     keep = {"first": "n_points > 0", "last": "0",
             "min": "min_value <= excluded.min_value OR excluded.min_value IS NULL",
             "max": "max_value >= excluded.max_value OR excluded.max_value IS NULL"}
     point = {"value": f"{row}metric_value", "epoch": f"{row}epoch", "step": f"{row}step"}
-    finite = f"CASE WHEN abs({point['value']}) < 9e999 THEN "      # NaN is NULL; infinities rank nowhere
+    finite = f"CASE WHEN abs({point['value']}) < 9e999 THEN "  # NaN is NULL
     columns = [point[at[at.index("_") + 1:]] if at[0] in "fl"
                else f"{finite}{point[at[at.index('_') + 1:]]} END" for at in _AT]
-    sets = [f"{at} = CASE WHEN {keep[at.split('_')[0]]} THEN {at} ELSE excluded.{at} END" for at in _AT]
-    return (f"INSERT INTO metric_summary (run_id, metric_name, value, n_points, {', '.join(_AT)}) SELECT "
-            f"{row}run_id, {row}metric_name, {point['value']}, 1, {', '.join(columns)} {source} "
+    sets = [f"{at} = CASE WHEN {keep[at.split('_')[0]]} THEN {at} ELSE excluded.{at} END"
+            for at in _AT]
+    return (f"INSERT INTO metric_summary (run_id, metric_name, value, n_points, {', '.join(_AT)}) "
+            f"SELECT {row}run_id, {row}metric_name, {point['value']}, 1, "
+            f"{', '.join(columns)} {source} "
             "ON CONFLICT (run_id, metric_name) DO UPDATE SET n_points = n_points + 1, "
             "value = CASE WHEN is_returned THEN value ELSE excluded.value END, " + ", ".join(sets))
 
@@ -614,9 +626,10 @@ def _leaves(column: str, join: str) -> str:
     quoted = f"NEW.{column}"
     for token in ("NaN", "Infinity", "-Infinity"):
         quoted = f"replace({quoted}, ': {token}', ': \"{token}\"')"
-    return (f"SELECT CASE path WHEN '$' THEN key ELSE replace(replace(substr(fullkey, 3), '\"', ''), "
-            f"'.', '{join}') END AS name, value, type FROM json_tree(CASE WHEN json_valid(NEW.{column}) "
-            f"THEN NEW.{column} WHEN json_valid({quoted}) THEN {quoted} ELSE '{{}}' END) "
+    return ("SELECT CASE path WHEN '$' THEN key "
+            f"ELSE replace(replace(substr(fullkey, 3), '\"', ''), '.', '{join}') END AS name, "
+            f"value, type FROM json_tree(CASE WHEN json_valid(NEW.{column}) THEN NEW.{column} "
+            f"WHEN json_valid({quoted}) THEN {quoted} ELSE '{{}}' END) "
             "WHERE type <> 'object' AND typeof(key) = 'text' AND path NOT LIKE '%[%'")
 
 
@@ -625,7 +638,8 @@ _FORGET_TEXT = """
     DELETE FROM run_params WHERE run_id = {0}.run_id;
     DELETE FROM run_text WHERE run_id = {0}.run_id;"""
 _FORGET_FINALS = """
-    UPDATE metric_summary SET is_returned = 0, value = last_value WHERE run_id = {0}.run_id AND is_returned;
+    UPDATE metric_summary SET is_returned = 0, value = last_value
+        WHERE run_id = {0}.run_id AND is_returned;
     DELETE FROM metric_summary WHERE run_id = {0}.run_id AND n_points = 0;"""
 _INDEX_TEXT = _FORGET_TEXT.format("NEW") + f"""
     INSERT OR REPLACE INTO run_params SELECT NEW.run_id, name,
@@ -713,27 +727,30 @@ def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Co
             open_lab(path, "rw", timeout_s).close()
             return conn
         with lab_logger.transaction(conn):
-            if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'run_search'").fetchone() is None:
+            if conn.execute(
+                "SELECT 1 FROM sqlite_master WHERE name = 'run_search'").fetchone() is None:
                 for statement in _INDEX_SCHEMA.split(";;"):
                     conn.execute(statement)
     return conn
 
 
 def refresh(conn: sqlite3.Connection) -> None:
-    """Make again, inside a transaction of the caller, the summaries of points changed or deleted."""
+    """Make again, in a transaction of the caller, the summaries of points changed or deleted."""
     where = "run_id = ? AND metric_name = ?"
     marks = conn.execute("SELECT run_id, metric_name FROM stale").fetchall()
     for mark in marks:
-        conn.execute("UPDATE metric_summary SET n_points = 0, value = CASE WHEN is_returned THEN value END, "
+        conn.execute(
+            "UPDATE metric_summary SET n_points = 0, value = CASE WHEN is_returned THEN value END, "
                      f"{', '.join(f'{at} = NULL' for at in _AT)} WHERE {where}", mark)
         conn.execute(_summarise(f"{_POINTS} AND {where} ORDER BY id"), mark)
-        conn.execute(f"DELETE FROM metric_summary WHERE {where} AND n_points = 0 AND NOT is_returned", mark)
+        conn.execute(
+            f"DELETE FROM metric_summary WHERE {where} AND n_points = 0 AND NOT is_returned", mark)
     if marks:
         conn.execute("DELETE FROM stale")
 
 
 def take_in(conn: sqlite3.Connection, db_path: str) -> list[str]:
-    """Take in every journal, close the runs of dead processes, and refresh what other tools changed.
+    """Take in every journal, close dead processes' runs, and refresh what other tools changed.
 
     Returns: a sentence for each journal that could not be taken in; it is kept.
     """
@@ -742,7 +759,8 @@ def take_in(conn: sqlite3.Connection, db_path: str) -> list[str]:
                            "WHERE status = 'running'").fetchall()
     dead = [row[0] for row in running if is_dead(*row[1:])]
     if dead:
-        problems = lab_logger.drain_all(conn, db_path)     # the lines between our look and its death
+        problems = lab_logger.drain_all(conn,
+                                        db_path)     # the lines between our look and its death
         last = "max(ifnull(heartbeat_at, timestamp), timestamp)"
         conn.executemany(f"UPDATE runs SET status = 'killed', ended_at = {last}, duration_s = "
                          f"round((julianday({last}) - julianday(timestamp)) * 86400, 3) "
@@ -779,14 +797,14 @@ def is_dead(hostname: str | None, pid: int | None, key: str | None) -> bool:
 def open_store(path: str) -> sqlite3.Connection:
     """Open the lab for reading, with all that processes left behind taken in first if possible."""
     if lab_logger.pending(path) or os.path.exists(path):
-        with contextlib.suppress(StoreError, sqlite3.Error):  # a read-only file can still be read
-            with contextlib.closing(open_lab(path, timeout_s=READ_WAIT_S)) as conn:
-                take_in(conn, path)
+        with (contextlib.suppress(StoreError, sqlite3.Error),  # a read-only file can still be read
+              contextlib.closing(open_lab(path, timeout_s=READ_WAIT_S)) as conn):
+            take_in(conn, path)
     return prepare(open_lab(path, "ro", WRITE_WAIT_S))
 
 
 def prepare(conn: sqlite3.Connection) -> sqlite3.Connection:
-    """Give a connection what queries need: text that is no UTF-8 is shown, and non-ASCII case folding."""
+    """Give a connection what queries need: text that is no UTF-8, and non-ASCII case folding."""
     conn.text_factory = _lenient_text
     conn.create_function("folded_in", 2, _folded_in, deterministic=True)
     return conn
@@ -850,26 +868,31 @@ def _no_run(conn: sqlite3.Connection, run_id: str, is_trash: bool) -> NotFound:
     if is_trash:
         return NotFound(f"there is no run {shown!r} in the trash")
     if conn.execute("SELECT 1 FROM runs WHERE run_id = ?", (run_id,)).fetchone():
-        return NotFound(f"the run {shown!r} is in the trash: `ailab restore {shown}` brings it back")
+        return NotFound(
+            f"the run {shown!r} is in the trash: `ailab restore {shown}` brings it back")
     if len(run_id) < MIN_PREFIX:
-        return NotFound(f"there is no run {shown!r} in this lab: give its id, or at least the first "
+        return NotFound(
+            f"there is no run {shown!r} in this lab: give its id, or at least the first "
                         f"{MIN_PREFIX} characters of it")
     return NotFound(f"there is no run {shown!r} in this lab: `ailab runs` lists what there is")
 
 
-def list_runs(conn: sqlite3.Connection, query: RunQuery, *, limit: int, offset: int = 0) -> list[dict]:
-    """List runs as RunSummary dicts, in the query's order; those that lack what it sorts by come last."""
+def list_runs(conn: sqlite3.Connection, query: RunQuery, *, limit: int,
+              offset: int = 0) -> list[dict]:
+    """List runs as RunSummary dicts in the query's order, those without what it sorts by last."""
     rows = _page(conn, query, ", ".join(f"r.{name}" for name in (*SUMMARY_COLUMNS, "params_json")),
                  limit, offset)
     return _summaries(conn, rows)
 
 
-def _page(conn: sqlite3.Connection, query: RunQuery, columns: str, limit: int, offset: int) -> list[tuple]:
+def _page(conn: sqlite3.Connection, query: RunQuery, columns: str, limit: int,
+          offset: int) -> list[tuple]:
     ranked, rest, count = page_statements(query, columns)
     bound = {**query.bound, "limit": limit, "offset": offset}
     rows = conn.execute(ranked, bound).fetchall()
     if len(rows) < limit:
-        n_ranked = offset + len(rows) if rows or not offset else conn.execute(count, bound).fetchone()[0]
+        n_ranked = offset + len(rows) if rows or not offset else conn.execute(count,
+                                                                              bound).fetchone()[0]
         bound.update(limit=limit - len(rows), offset=max(0, offset - n_ranked))
         rows += conn.execute(rest, bound).fetchall()
     return rows
@@ -877,11 +900,12 @@ def _page(conn: sqlite3.Connection, query: RunQuery, columns: str, limit: int, o
 
 def count_runs(conn: sqlite3.Connection, query: RunQuery) -> int:
     """Count the runs that a query keeps."""
-    return conn.execute(f"SELECT count(*) FROM runs r WHERE {query.conditions()}", query.bound).fetchone()[0]
+    return conn.execute(f"SELECT count(*) FROM runs r WHERE {query.conditions()}",
+                        query.bound).fetchone()[0]
 
 
 def _summaries(conn: sqlite3.Connection, rows: list[tuple]) -> list[dict]:
-    """Make RunSummary dicts of rows of SUMMARY_COLUMNS and params_json; one query for all metrics."""
+    """Make RunSummary dicts of rows of SUMMARY_COLUMNS and params_json; one query for metrics."""
     finals: dict[str, dict] = {row[0]: {} for row in rows}
     epochs: dict[str, int] = {}
     for run_id, name, value, epoch in conn.execute(
@@ -914,7 +938,8 @@ def get_run(conn: sqlite3.Connection, run_id: str) -> dict:
     run_id = resolve(conn, run_id)
     run = _details(conn, [run_id])[run_id]
     url = f"/runs/{quote(run_id, safe='')}"
-    run["artifact_files"] = [_artifact_file(run["cwd"], url, *pair) for pair in enumerate(run["artifacts"])]
+    run["artifact_files"] = [_artifact_file(run["cwd"], url, *pair)
+                             for pair in enumerate(run["artifacts"])]
     run["metrics_url"] = f"{url}/metrics"
     run["child_run_ids"] = [row[0] for row in conn.execute(
         "SELECT run_id FROM runs WHERE parent_run_id = ? AND deleted_at IS NULL "
@@ -929,7 +954,8 @@ def _details(conn: sqlite3.Connection, run_ids: list[str]) -> dict[str, dict]:
     """Give runs by id, RunSummary with the detail columns, artifacts and metrics beside it."""
     marks = ", ".join("?" * len(run_ids))
     columns = (*SUMMARY_COLUMNS, *_DETAIL_COLUMNS, "params_json")
-    rows = conn.execute(f"SELECT {', '.join(columns)} FROM runs WHERE run_id IN ({marks})", run_ids).fetchall()
+    rows = conn.execute(f"SELECT {', '.join(columns)} FROM runs WHERE run_id IN ({marks})",
+                        run_ids).fetchall()
     runs = {run["run_id"]: run for run in _summaries(conn, rows)}
     for row in rows:
         run = runs[row[0]]
@@ -939,7 +965,8 @@ def _details(conn: sqlite3.Connection, run_ids: list[str]) -> dict[str, dict]:
         run["metrics"] = []
     for row in conn.execute(f"SELECT run_id, {', '.join(_METRIC_FIELDS)} FROM metric_summary "
                             f"WHERE run_id IN ({marks}) ORDER BY run_id, metric_name", run_ids):
-        runs[row[0]]["metrics"].append(_metric_summary(dict(zip(_METRIC_FIELDS, row[1:], strict=True))))
+        runs[row[0]]["metrics"].append(_metric_summary(dict(zip(_METRIC_FIELDS, row[1:],
+                                                                strict=True))))
     return runs
 
 
@@ -964,7 +991,8 @@ def _artifact_file(cwd: str | None, url: str, index: int, path: str) -> dict:
         full = os.path.join(cwd or "", path)
         size = os.path.getsize(full) if os.path.isabs(full) and os.path.isfile(full) else None
     kind = KIND_OF.get(os.path.splitext(path)[1][1:].lower(), "file")
-    return {"index": index, "path": path, "kind": kind, "size_bytes": size, "exists": size is not None,
+    return {"index": index, "path": path, "kind": kind, "size_bytes": size,
+            "exists": size is not None,
             "url": f"{url}/artifacts/{index}"}
 
 
@@ -982,9 +1010,10 @@ def run_metrics(conn: sqlite3.Connection, run_ids: list[str], given: dict[str, A
         given["names"] or [name for owner, name in logged if owner == run_id])]
     select, bound = _points_statement(ids, given)
     found = {(row[0], row[1]): row[2:] for row in conn.execute(
-        f"SELECT run_id, metric_name, count(*), max(id) FROM ({select.format('run_id, metric_name, id')}) "
-        "GROUP BY run_id, metric_name", bound)}
-    points = conn.execute(select.format("metric_value, x, timestamp") + " ORDER BY run_id, metric_name, id", bound)
+        "SELECT run_id, metric_name, count(*), max(id) "
+        f"FROM ({select.format('run_id, metric_name, id')}) GROUP BY run_id, metric_name", bound)}
+    points = conn.execute(select.format("metric_value, x, timestamp")
+                          + " ORDER BY run_id, metric_name, id", bound)
     curves = {}
     for key, (n_points, cursor) in sorted(found.items()):
         before = logged.get(key, n_points) - n_points if given["from"] is given["to"] is None else 0
@@ -997,7 +1026,8 @@ def run_metrics(conn: sqlite3.Connection, run_ids: list[str], given: dict[str, A
 def _points_statement(ids: list[str], given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Write the SELECT of points in the window, its columns left open as {}, and what it binds."""
     names, low, high = given["names"], given["from"], given["to"]
-    bound = {f"i{n}": run_id for n, run_id in enumerate(ids)} | {f"n{n}": name for n, name in enumerate(names)}
+    bound = {f"i{n}": run_id for n, run_id in enumerate(ids)} | {f"n{n}": name for n,
+                                                                 name in enumerate(names)}
     where = f"run_id IN ({', '.join(f':i{n}' for n in range(len(ids)))}) AND metric_name " + (
         f"IN ({', '.join(f':n{n}' for n in range(len(names)))})" if names else "IS NOT NULL")
     if given["since"]:
@@ -1012,17 +1042,20 @@ def _points_statement(ids: list[str], given: dict[str, Any]) -> tuple[str, dict[
         return f"SELECT {{}} FROM {source} WHERE {where} AND julianday(x) IS NOT NULL{later}", bound
     order = "epoch, step" if given["x"] == "epoch" else "step, epoch"
     if low is None and high is None:
-        return f"SELECT {{}} FROM (SELECT *, coalesce({order}) AS x FROM run_metrics) WHERE {where}{later}", bound
+        return (f"SELECT {{}} FROM (SELECT *, coalesce({order}) AS x FROM run_metrics) "
+                f"WHERE {where}{later}"), bound
     bound |= {"low": -INF if low is None else low, "high": INF if high is None else high}
     place = "row_number() OVER (PARTITION BY run_id, metric_name ORDER BY id)"
-    return (f"SELECT {{}} FROM (SELECT *, coalesce({order}, {place}) AS x FROM run_metrics WHERE {where}) "
-            f"WHERE x BETWEEN :low AND :high{later}"), bound
+    return (f"SELECT {{}} FROM (SELECT *, coalesce({order}, {place}) AS x FROM run_metrics "
+            f"WHERE {where}) WHERE x BETWEEN :low AND :high{later}"), bound
 
 
-def _curve(points: Any, key: tuple, n_points: int, cursor: int, n_before: int, max_points: int) -> dict:
-    """Read one curve's points into at most max_points buckets of equal size, in order of logging."""
+def _curve(points: Any, key: tuple, n_points: int, cursor: int, n_before: int,
+           max_points: int) -> dict:
+    """Read one curve into at most max_points buckets of equal size, in order of logging."""
     size = max(1, -(-n_points // max_points))
-    columns: dict[str, list] = {name: [] for name in ("x", "time", "first", "min", "max", "last", "mean", "count")}
+    columns: dict[str, list] = {name: [] for name in ("x", "time", "first", "min", "max", "last",
+                                                      "mean", "count")}
     marked: list[dict] = []
     n_nonfinite = n_read = 0
     while bucket := points.fetchmany(min(size, n_points - n_read)) if n_read < n_points else []:
@@ -1030,7 +1063,8 @@ def _curve(points: Any, key: tuple, n_points: int, cursor: int, n_before: int, m
         n_read += len(bucket)
         n_nonfinite += len(odd)
         marked += odd[:MAX_MARKED - len(marked)]
-    return {"run_id": key[0], "metric_name": key[1], "n_points": n_points, "cursor": cursor, **columns,
+    return {"run_id": key[0], "metric_name": key[1], "n_points": n_points, "cursor": cursor,
+            **columns,
             "nonfinite": marked, "n_nonfinite": n_nonfinite}
 
 
@@ -1059,7 +1093,7 @@ def _add_bucket(columns: dict[str, list], bucket: list[tuple], n_before: int) ->
 
 
 def _axis(x: Any, place: int) -> float:
-    """Give a point's place on the axis: unix seconds of a time; what is no number gives its place."""
+    """Give x as a number: unix seconds of a time; the point's place where there is none."""
     return x if isinstance(x, (int, float)) else place if x is None else unix(x) or place
 
 
@@ -1067,9 +1101,9 @@ def _axis(x: Any, place: int) -> float:
 def unix(timestamp: str | None) -> float | None:
     """Turn an ISO 8601 time into seconds since 1970; None for what is none."""
     try:
-        moment = datetime.fromisoformat(timestamp.replace("Z", "+00:00"))  # type: ignore[union-attr]
+        moment = datetime.fromisoformat(str(timestamp).replace("Z", "+00:00"))
         return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
-    except (AttributeError, ValueError, OverflowError):
+    except (ValueError, OverflowError):
         return None
 
 
@@ -1088,10 +1122,12 @@ def compare_runs(conn: sqlite3.Connection, run_ids: list[str]) -> dict:
     return {
         "run_ids": ids, "metric_keys": metric_keys, "param_keys": param_keys,
         "runs": [{name: run[name] for name in ComparedRun.model_fields} for run in runs],
-        "differing_params": [name for name in param_keys if len({_typed(flat, name) for flat in params}) > 1],
+        "differing_params": [name for name in param_keys
+                             if len({_typed(flat, name) for flat in params}) > 1],
         "best": {name: found for name, found in best.items() if found},
         "differing_packages": {
-            name: {run_id: versions.get(name) for run_id, versions in zip(ids, packages, strict=True)}
+            name: {run_id: versions.get(name) for run_id,
+                   versions in zip(ids, packages, strict=True)}
             for name in sorted({name for versions in packages for name in versions}, key=str.lower)
             if len({versions.get(name) for versions in packages}) > 1}}
 
@@ -1127,7 +1163,8 @@ def leaderboard(conn: sqlite3.Connection, given: dict[str, Any]) -> list[dict]:
     """
     name, way = given["metric_name"], direction(given["metric_name"])
     is_ascending = given["order"] == "asc" or (given["order"] == "best" and way == "minimize")
-    query = run_query({**given, "sort": f"metrics.{name}", "order": "asc" if is_ascending else "desc"})
+    query = run_query({**given, "sort": f"metrics.{name}",
+                       "order": "asc" if is_ascending else "desc"})
     columns = ", ".join(f"r.{column}" for column in (*SUMMARY_COLUMNS, "params_json"))
     rows = conn.execute(page_statements(query, columns)[0],
                         {**query.bound, "limit": given["top_k"], "offset": 0}).fetchall()
@@ -1143,7 +1180,8 @@ def _check_metric(conn: sqlite3.Connection, metric_name: str) -> None:
         return
     import difflib
     near = difflib.get_close_matches(metric_name, names, 3, 0.5) or names[:5]
-    hint = "did you mean " + " or ".join(map(repr, near)) + "?" if near else "no run has logged any yet"
+    hint = "did you mean " + " or ".join(map(repr,
+                                             near)) + "?" if near else "no run has logged any yet"
     raise NotFound(f"no run has a metric {metric_name[:80]!r}: {hint}")
 
 
@@ -1177,8 +1215,10 @@ def list_experiments(conn: sqlite3.Connection) -> list[dict]:
     rows = conn.execute(
         "SELECT experiment_name, count(*), sum(status = 'running'), "
         "max(max(ifnull(timestamp, ''), ifnull(ended_at, ''), ifnull(heartbeat_at, ''))) AS latest "
-        "FROM runs WHERE deleted_at IS NULL GROUP BY experiment_name ORDER BY latest DESC, 1").fetchall()
-    return [{"experiment_name": row[0], "n_runs": row[1], "n_running": row[2], "last_activity": row[3] or None}
+        "FROM runs WHERE deleted_at IS NULL GROUP BY experiment_name "
+        "ORDER BY latest DESC, 1").fetchall()
+    return [{"experiment_name": row[0], "n_runs": row[1], "n_running": row[2],
+             "last_activity": row[3] or None}
             for row in rows]
 
 
@@ -1203,12 +1243,14 @@ def lab_overview(conn: sqlite3.Connection) -> dict:
     words = {plural: [{"name": name, "n_runs": n_runs} for name, n_runs in conn.execute(
         f"SELECT {column}, count(*) FROM runs WHERE deleted_at IS NULL AND {column} IS NOT NULL "
         f"GROUP BY {column} ORDER BY 2 DESC, 1")]
-        for plural, column in (("models", "model_name"), ("datasets", "dataset_id"), ("tasks", "task_name"))}
+        for plural, column in (("models", "model_name"), ("datasets", "dataset_id"),
+                               ("tasks", "task_name"))}
     params = [dict(zip(ParamInfo.model_fields, row, strict=True)) for row in conn.execute(
         "SELECT param_name, count(*), count(DISTINCT value) + max(value IS NULL) FROM run_params "
         f"WHERE run_id NOT IN ({_IN_TRASH}) GROUP BY param_name ORDER BY param_name")]
     return {"n_runs": sum(counts.values()), "counts": counts,
-            "last_activity": max((e["last_activity"] for e in experiments if e["last_activity"]), default=None),
+            "last_activity": max((e["last_activity"] for e in experiments if e["last_activity"]),
+                                 default=None),
             "experiments": experiments, **words, "params": params, "metrics": list_metrics(conn)}
 
 
@@ -1221,9 +1263,11 @@ def open_artifact(conn: sqlite3.Connection, run_id: str, index: int, db_path: st
     whether the file is refused or missing, so that nobody learns what exists.
     """
     run_id = resolve(conn, run_id)
-    cwd, text = conn.execute("SELECT cwd, artifacts_json FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+    cwd, text = conn.execute("SELECT cwd, artifacts_json FROM runs WHERE run_id = ?",
+                             (run_id,)).fetchone()
     paths = [str(path) for path in load_json(text, [])]
-    refusal = NotFound(f"the run has no artifact {index} that can be downloaded: it is missing, or lies "
+    refusal = NotFound(
+        f"the run has no artifact {index} that can be downloaded: it is missing, or lies "
                        "outside the run's working directory and AILAB_ARTIFACT_ROOTS")
     if not 0 <= index < len(paths):
         raise refusal
@@ -1231,7 +1275,8 @@ def open_artifact(conn: sqlite3.Connection, run_id: str, index: int, db_path: st
         full = os.path.realpath(os.path.join(cwd or os.sep, paths[index]))
         if "://" in paths[index] or not _is_servable(full, [cwd or "", *roots], db_path):
             raise refusal
-        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK",
+                                                                     0) | getattr(os, "O_BINARY", 0)
         return os.fdopen(os.open(full, flags), "rb"), os.path.basename(full)
     except (OSError, ValueError) as error:
         raise refusal from error
@@ -1244,7 +1289,8 @@ def _is_servable(full: str, roots: list[str], db_path: str) -> bool:
         return False
     for root in filter(os.path.isabs, roots):
         real = os.path.realpath(root)
-        if os.path.dirname(real) != real and full.startswith(real + os.sep):  # "/" contains everything
+        if os.path.dirname(real) != real and full.startswith(real
+                                                             + os.sep):  # "/" contains everything
             below = full[len(real) + 1:].split(os.sep)
             return not any(part.startswith(".") for part in below)
     return False
@@ -1270,7 +1316,8 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return number(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return value if isinstance(value, (str, int, float, type(None))) else repr(value)[:lab_logger.MAX_TEXT]
+    return value if isinstance(value,
+                               (str, int, float, type(None))) else repr(value)[:lab_logger.MAX_TEXT]
 
 
 class Reader:
@@ -1293,7 +1340,7 @@ def file_key(path: str) -> tuple | None:
 
 
 class Store:
-    """A server's way to the lab: readers to borrow, one writer behind a lock, reopened as the file changes."""
+    """A server's way to the lab: readers to borrow, and one writer behind a lock."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -1404,108 +1451,62 @@ class Request(NamedTuple):
     pairs: list[tuple[str, str]]
 
 
-def get_health(request: Request) -> dict:
-    return {"status": "ok", "project": request.server.project, "version": lab_logger.__version__}
-
-
-def get_lab(request: Request) -> dict:
+def overview(request: Request) -> dict:
+    """Describe the lab and who serves it; the path stays on this machine."""
     server = request.server
     return {"project": server.project, "version": lab_logger.__version__,
-            "db_path": server.store.path if server.is_loopback else None, **lab_overview(request.conn)}
+            "db_path": server.store.path if server.is_loopback else None,
+            **lab_overview(request.conn)}
 
 
-def get_runs(request: Request) -> Reply:
+def page_of_runs(request: Request) -> Reply:
+    """List runs, with their number and the neighbouring pages in the headers."""
     query, given = run_query(request.given), request.given
     runs = list_runs(request.conn, query, limit=given["limit"], offset=given["offset"])
     total = count_runs(request.conn, query)
     links = [(rel, offset) for rel, offset in (
-        ("first", 0), ("prev", max(0, given["offset"] - given["limit"]) if given["offset"] else None),
-        ("next", given["offset"] + given["limit"] if given["offset"] + given["limit"] < total else None))
+        ("first", 0), ("prev",
+                       max(0, given["offset"] - given["limit"]) if given["offset"] else None),
+        ("next",
+         given["offset"] + given["limit"] if given["offset"] + given["limit"] < total else None))
         if offset is not None]
     kept = [pair for pair in request.pairs if pair[0] != "offset"]
-    link = ", ".join(f'</runs?{urlencode([*kept, ("offset", offset)])}>; rel="{rel}"' for rel, offset in links)
+    link = ", ".join(f'</runs?{urlencode([*kept, ("offset", offset)])}>; rel="{rel}"' for rel,
+                     offset in links)
     return Reply(encode(runs), headers=(("X-Total-Count", str(total)), ("Link", link)))
 
 
-def get_runs_leaderboard(request: Request) -> list:
-    return leaderboard(request.conn, request.given)
-
-
-def get_runs_compare(request: Request) -> dict:
-    return compare_runs(request.conn, request.given["ids"])
-
-
-def get_run_detail(request: Request) -> dict:
-    return get_run(request.conn, request.given["run_id"])
-
-
-def get_run_metrics(request: Request) -> dict:
-    return run_metrics(request.conn, [request.given["run_id"]], request.given)
-
-
-def get_curves(request: Request) -> dict:
-    return run_metrics(request.conn, request.given["ids"], request.given)
-
-
-def get_artifact(request: Request) -> Reply:
+def artifact(request: Request) -> Reply:
+    """Send a recorded file as an attachment that runs nowhere."""
     server, given = request.server, request.given
     index = int(given["index"]) if re.fullmatch(r"\d{1,6}", given["index"], re.ASCII) else -1
-    file, name = open_artifact(request.conn, given["run_id"], index, server.store.path, server.artifact_roots)
+    file, name = open_artifact(request.conn, given["run_id"], index, server.store.path,
+                               server.artifact_roots)
     return Reply(file=file, content_type="application/octet-stream", headers=(
-        ("Content-Disposition", f"attachment; filename*=UTF-8''{quote(name.encode('utf-8', 'replace'), safe='')}"),
+        ("Content-Disposition",
+         f"attachment; filename*=UTF-8''{quote(name.encode('utf-8', 'replace'), safe='')}"),
         ("Content-Security-Policy", "sandbox; default-src 'none'")))
-
-
-def get_experiments(request: Request) -> list:
-    return list_experiments(request.conn)
-
-
-def get_metrics(request: Request) -> list:
-    return list_metrics(request.conn)
-
-
-def patch_note(request: Request) -> dict:
-    return set_note(request.conn, request.given["run_id"], request.body.note)
-
-
-def delete_run_route(request: Request) -> dict:
-    return delete_run(request.conn, request.given["run_id"])
-
-
-def post_agent_query(request: Request) -> dict:
-    return ask_agent(request.body.query, request.server.url, request.server.token)
 
 
 def ask_agent(question: str, base_url: str, token: str | None = None) -> dict:
     """Put a question to the assistant over the API at `base_url`; gives an AgentAnswer dict."""
     try:
-        import agent                     # brings langchain: half a second that only questions pay
+        import agent  # brings langchain: half a second that only questions pay
     except ImportError as error:
         raise Unavailable(f"the assistant needs a package that is missing ({error}): "
                           "pip install langchain-core langchain-ollama") from error
-    llm, url, model = (lab_logger.setting(key)[0] for key in ("AILAB_LLM", "OLLAMA_BASE_URL", "OLLAMA_MODEL"))
+    llm, url, model = (lab_logger.setting(key)[0]
+                       for key in ("AILAB_LLM", "OLLAMA_BASE_URL", "OLLAMA_MODEL"))
     return agent.ask(question, base_url=base_url, token=token, llm=llm, ollama_base_url=url,
                      ollama_model=model).model_dump(mode="json")
-
-
-def get_openapi(request: Request) -> dict:
-    return openapi(request.server.project)
-
-
-def get_page(request: Request) -> Reply:
-    return static_file("index.html")
-
-
-def get_static(request: Request) -> Reply:
-    return static_file(request.given["path"])
 
 
 class Route(NamedTuple):
     """An address and a method: its endpoint, parameters, body and answer."""
     method: str
     path: str                            # {name} stands for one part, {path} for the rest
-    endpoint: Callable[[Request], Any]
     summary: str
+    endpoint: Callable[[Request], Any]
     answer: Any = None                   # model of the JSON answer
     params: tuple[Param, ...] = ()
     body: type[BaseModel] | None = None
@@ -1514,36 +1515,54 @@ class Route(NamedTuple):
 
 
 ROUTES = (
-    Route("GET", "/health", get_health, "Whether the server is there", Health, needs=""),
-    Route("GET", "/lab", get_lab, "The lab at a glance", Lab, is_cached=True),
-    Route("GET", "/runs", get_runs, "List runs", list[RunSummary], RUN_FILTERS + PAGE, is_cached=True),
-    Route("GET", "/runs/leaderboard", get_runs_leaderboard, "Rank runs by a metric",
-          list[LeaderboardRow], BOARD, is_cached=True),
-    Route("GET", "/runs/compare", get_runs_compare, "Put 2 to 20 runs side by side", RunComparison,
-          COMPARED, is_cached=True),
-    Route("GET", "/runs/{run_id}", get_run_detail, "One run, whole", RunDetail),
-    Route("DELETE", "/runs/{run_id}", delete_run_route, "Move a run to the trash", Deleted, needs="write"),
-    Route("GET", "/runs/{run_id}/metrics", get_run_metrics, "Curves of a run", Curves, WINDOW, is_cached=True),
-    Route("PATCH", "/runs/{run_id}/note", patch_note, "Write a run's note", RunDetail, body=NoteUpdate,
+    Route("GET", "/health", "Whether the server is there", lambda r: {
+        "status": "ok", "project": r.server.project, "version": lab_logger.__version__},
+        Health, needs=""),
+    Route("GET", "/lab", "The lab at a glance", overview, Lab, is_cached=True),
+    Route("GET", "/runs", "List runs", page_of_runs, list[RunSummary], RUN_FILTERS + PAGE,
+          is_cached=True),
+    Route("GET", "/runs/leaderboard", "Rank runs by a metric",
+          lambda r: leaderboard(r.conn, r.given), list[LeaderboardRow], BOARD, is_cached=True),
+    Route("GET", "/runs/compare", "Put 2 to 20 runs side by side",
+          lambda r: compare_runs(r.conn, r.given["ids"]), RunComparison, COMPARED, is_cached=True),
+    Route("GET", "/runs/{run_id}", "One run, whole",
+          lambda r: get_run(r.conn, r.given["run_id"]), RunDetail),
+    Route("DELETE", "/runs/{run_id}", "Move a run to the trash",
+          lambda r: delete_run(r.conn, r.given["run_id"]), Deleted, needs="write"),
+    Route("GET", "/runs/{run_id}/metrics", "Curves of a run",
+          lambda r: run_metrics(r.conn, [r.given["run_id"]], r.given), Curves, WINDOW,
+          is_cached=True),
+    Route("PATCH", "/runs/{run_id}/note", "Write a run's note",
+          lambda r: set_note(r.conn, r.given["run_id"], r.body.note), RunDetail, body=NoteUpdate,
           needs="write"),
-    Route("GET", "/runs/{run_id}/artifacts/{index}", get_artifact, "Download a recorded file"),
-    Route("GET", "/curves", get_curves, "Curves of several runs", Curves, CURVE_RUNS + WINDOW, is_cached=True),
-    Route("GET", "/experiments", get_experiments, "List experiments", list[ExperimentSummary], is_cached=True),
-    Route("GET", "/metrics", get_metrics, "List metrics", list[MetricInfo], is_cached=True),
-    Route("POST", "/agent/query", post_agent_query, "Ask the assistant", AgentAnswer, body=AgentQuery, needs=""),
-    Route("GET", "/openapi.json", get_openapi, "This description", dict[str, Any], needs=""))
-PAGES = (Route("GET", "/", get_page, "The dashboard", needs=""),
-         Route("GET", "/static/{path}", get_static, "A file of the dashboard", needs=""))
+    Route("GET", "/runs/{run_id}/artifacts/{index}", "Download a recorded file", artifact),
+    Route("GET", "/curves", "Curves of several runs",
+          lambda r: run_metrics(r.conn, r.given["ids"], r.given), Curves, CURVE_RUNS + WINDOW,
+          is_cached=True),
+    Route("GET", "/experiments", "List experiments", lambda r: list_experiments(r.conn),
+          list[ExperimentSummary], is_cached=True),
+    Route("GET", "/metrics", "List metrics", lambda r: list_metrics(r.conn), list[MetricInfo],
+          is_cached=True),
+    Route("POST", "/agent/query", "Ask the assistant",
+          lambda r: ask_agent(r.body.query, r.server.url, r.server.token), AgentAnswer,
+          body=AgentQuery, needs=""),
+    Route("GET", "/openapi.json", "This description", lambda r: openapi(r.server.project),
+          dict[str, Any], needs=""))
+PAGES = (
+    Route("GET", "/", "The dashboard", lambda r: static_file("index.html"), needs=""),
+    Route("GET", "/static/{path}", "A file of the dashboard",
+          lambda r: static_file(r.given["path"]), needs=""))
 STATUS_TEXT = {
     200: "OK", 303: "See Other", 304: "Not Modified", 400: "Bad Request", 401: "Unauthorized",
     403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 409: "Conflict",
     413: "Content Too Large", 414: "URI Too Long", 415: "Unsupported Media Type",
-    422: "Unprocessable Content", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
+    422: "Unprocessable Content", 431: "Request Header Fields Too Large",
+               500: "Internal Server Error",
     503: "Service Unavailable"}
 
 
 def match_route(method: str, path: str) -> tuple[Route, dict[str, str]]:
-    """Find the route of a request: GET /runs/ab%2Fc gives that of /runs/{run_id}, {"run_id": "ab/c"}.
+    """Find a request's route: GET /runs/ab%2Fc gives that of /runs/{run_id}, {"run_id": "ab/c"}.
 
     Raises: LabError 404, or 405 with Allow.
     """
@@ -1583,11 +1602,12 @@ def _fit(template: list[str], parts: list[str]) -> dict[str, str] | None:
 def openapi(project: str = "ai-lab") -> dict:
     """Describe the API as an OpenAPI 3.1 document, made from ROUTES."""
     from pydantic.json_schema import models_json_schema
-    models = {model for route in ROUTES for model in (_model_of(route.answer), route.body) if model}
-    _, schemas = models_json_schema([(model, "validation") for model in sorted(
-        {*models, Problem}, key=lambda model: model.__name__)], ref_template="#/components/schemas/{model}")
+    models = {model.__name__: model for route in ROUTES
+              for model in (_model_of(route.answer), route.body, Problem) if model}
+    _, schemas = models_json_schema([(models[name], "validation") for name in sorted(models)],
+                                    ref_template="#/components/schemas/{model}")
     paths: dict[str, dict] = {}
-    for route in ROUTES:
+    for route in (*PAGES, *ROUTES):
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     return {"openapi": "3.1.0", "paths": paths, "components": {"schemas": schemas["$defs"]},
             "info": {"title": f"{project}: AI-Lab", "version": lab_logger.__version__}}
@@ -1609,13 +1629,15 @@ def _operation(route: Route) -> dict:
     statuses = [400, 401, 403, 405, 413, 414, 431, 503] + ([415, 422] if route.body else [422])
     statuses += [404, 409] if "run_id" in names else [404]
     operation: dict[str, Any] = {
-        "operationId": route.endpoint.__name__, "summary": route.summary,
+        "operationId": "_".join([route.method.lower(), *re.findall(r"\w+", route.path)]),
+                                 "summary": route.summary,
         "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
                        for name in names] + [_parameter(param) for param in route.params],
         "responses": {"200": {"description": route.summary, "content": content},
                       "304": {"description": "Not changed since the ETag in If-None-Match"},
                       **{str(status): {"description": STATUS_TEXT[status], "content": problem}
-                         for status in sorted({*statuses, *([409] if "ids" in str(route.params) else [])})}}}
+                         for status in sorted({*statuses,
+                                               *([409] if "ids" in str(route.params) else [])})}}}
     if route.body:
         operation["requestBody"] = {"required": True, "content": {"application/json": {
             "schema": {"$ref": f"#/components/schemas/{route.body.__name__}"}}}}
@@ -1623,7 +1645,8 @@ def _operation(route: Route) -> dict:
 
 
 def _parameter(param: Param) -> dict:
-    schema: dict[str, Any] = {"type": {"integer": "integer", "number": "number"}.get(param.kind, "string")}
+    schema: dict[str, Any] = {"type": {"integer": "integer", "number": "number"}.get(param.kind,
+                                                                                     "string")}
     if param.kind == "integer":
         schema.update(minimum=param.least, maximum=param.most)
     if param.kind == "choice":
@@ -1635,7 +1658,8 @@ def _parameter(param: Param) -> dict:
     if param.default is not None:
         schema["default"] = param.default
     if param.max_times > 1:
-        schema = {"type": "array", "items": schema, "maxItems": param.max_times, "minItems": param.min_times}
+        schema = {"type": "array", "items": schema, "maxItems": param.max_times,
+                  "minItems": param.min_times}
     return {"name": param.name, "in": "query", "required": param.min_times > 0, "schema": schema,
             "description": f"{param.description}; {param.accepted()}"}
 
@@ -1687,7 +1711,7 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(LabError("the server failed at this: its terminal says why", 500))
 
     def read_head(self) -> bool:
-        """Read the request line and headers, strictly: what is ambiguous could be read as two requests.
+        """Read the request line and headers, strictly: what is ambiguous could hide a request.
 
         Sets command, path and `fields` (lower-case names). False at the end of the connection.
         """
@@ -1697,21 +1721,26 @@ class Handler(BaseHTTPRequestHandler):
         self.requestline, self.fields = line.decode("latin-1").rstrip("\r\n"), {}
         if len(line) > MAX_URL_BYTES:
             raise LabError(f"the address is too long: at most {MAX_URL_BYTES} bytes", 414)
-        found = re.fullmatch(rb"([A-Za-z]{1,20}) (/[!-~]*) HTTP/1\.([01])\r?\n", line)
+        found = re.fullmatch(rb"([A-Za-z]{1,20}) (/[!-~]*) HTTP/1\.([01])\r\n", line)
         if not found:
             raise LabError("this is not an HTTP/1.1 request line with a path")
         self.command, self.path = found[1].decode(), found[2].decode()
         n_bytes = 0
-        while (line := self.rfile.readline(MAX_HEADER_BYTES + 2)) not in (b"\r\n", b"\n"):
+        while (line := self.rfile.readline(MAX_HEADER_BYTES + 2)) != b"\r\n":
             n_bytes += len(line)
             if n_bytes > MAX_HEADER_BYTES or len(self.fields) >= MAX_HEADERS:
-                raise LabError(f"the headers are too many: at most {MAX_HEADERS}, {MAX_HEADER_BYTES} bytes", 431)
+                raise LabError(
+                    f"the headers are too many: at most {MAX_HEADERS}, {MAX_HEADER_BYTES} bytes",
+                               431)
             name, colon, value = line.partition(b":")
             value = value.strip(b" \t\r\n")
             key = name.decode("latin-1").lower()
-            if not line.endswith(b"\n") or not colon or not _TOKEN.fullmatch(name) or re.search(rb"[\0\r]", value):
+            if not line.endswith(
+                b"\r\n") or not colon or not _TOKEN.fullmatch(name) or re.search(rb"[\0\r\n]",
+                                                                                 value):
                 raise LabError("a header is malformed: send Name: value lines")
-            if key in self.fields and key in ("host", "content-length", "origin", "authorization", "content-type"):
+            if key in self.fields and key in ("host", "content-length", "origin", "authorization",
+                                              "content-type"):
                 raise LabError(f"the header {key} is given twice")
             before = f"{self.fields[key]}, " if key in self.fields else ""
             self.fields[key] = before + value.decode("latin-1")
@@ -1760,7 +1789,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             return parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=500)
         except ValueError:               # UnicodeDecodeError is one
-            raise BadQuery("the query is not UTF-8, or has more than 500 parameters: percent-encode "
+            raise BadQuery(
+                "the query is not UTF-8, or has more than 500 parameters: percent-encode "
                            "UTF-8 text") from None
 
     def read_body(self) -> bytes:
@@ -1775,7 +1805,8 @@ class Handler(BaseHTTPRequestHandler):
         if not re.fullmatch(r"\d{1,18}", length, re.ASCII):
             raise LabError(f"Content-Length {length[:40]!r} is not a number of bytes")
         if int(length) > MAX_BODY_BYTES:
-            raise LabError(f"the body has {length} bytes: at most {MAX_BODY_BYTES} are accepted", 413)
+            raise LabError(f"the body has {length} bytes: at most {MAX_BODY_BYTES} are accepted",
+                           413)
         if self.fields.get("expect", "").lower() == "100-continue":
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = self.rfile.read(int(length))
@@ -1785,38 +1816,45 @@ class Handler(BaseHTTPRequestHandler):
         return body
 
     def guard(self) -> None:
-        """Refuse what comes from another site: its name rebound to this machine, or its page's requests."""
+        """Refuse what another site sends, its name rebound to this machine or not."""
         fields, host = self.fields, self.fields.get("host", "")
         found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?", host.lower())
         if not found:
             raise LabError("the Host header is missing or malformed: name the server's host")
         if self.server.is_loopback and found[1] not in self.server.hosts:
-            raise LabError(f"the host {host[:80]!r} is not this lab's: use localhost or 127.0.0.1", 403)
+            raise LabError(f"the host {host[:80]!r} is not this lab's: use localhost or 127.0.0.1",
+                           403)
         origin, site = fields.get("origin"), fields.get("sec-fetch-site")
-        if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
-            raise LabError(f"requests from {origin[:80]!r} are not accepted: open the lab's own page", 403)
+        if origin is not None and origin.lower() not in (f"http://{host.lower()}",
+                                                         f"https://{host.lower()}"):
+            raise LabError(
+                f"requests from {origin[:80]!r} are not accepted: open the lab's own page", 403)
         is_link = self.command in ("GET", "HEAD") and fields.get("sec-fetch-mode") == "navigate"
         if site not in (None, "same-origin", "none") and not is_link:
-            raise LabError("requests from other sites are not accepted: open the lab's own page", 403)
+            raise LabError("requests from other sites are not accepted: open the lab's own page",
+                           403)
 
     def enter(self, path: str, pairs: list[tuple[str, str]]) -> Reply | None:
-        """Ask for the token where there is one; one that came in the address moves into a cookie."""
+        """Ask for the token, if there is one; one that came in the address moves into a cookie."""
         token, cookie = self.server.token, f"ailab_{self.server.server_port}"
         shown = [value for name, value in pairs if name == "token"]
         if token is None:
             return None
         scheme, _, bearer = self.fields.get("authorization", "").partition(" ")
         cookies = dict(re.findall(r"([^=;\s]+)=([^;]*)", self.fields.get("cookie", "")))
-        for offered in (bearer.strip() if scheme.lower() == "bearer" else "", cookies.get(cookie, "")):
+        for offered in (bearer.strip() if scheme.lower() == "bearer" else "",
+                        cookies.get(cookie, "")):
             if hmac.compare_digest(offered.encode(), token.encode()):
                 pairs[:] = [pair for pair in pairs if pair[0] != "token"]
                 return None
-        if shown and self.command in ("GET", "HEAD") and hmac.compare_digest(shown[0].encode(), token.encode()):
+        if shown and self.command in ("GET", "HEAD") and hmac.compare_digest(shown[0].encode(),
+                                                                             token.encode()):
             rest = urlencode([pair for pair in pairs if pair[0] != "token"])
             place = "/" + path.lstrip("/") + ("?" + rest if rest else "")   # never //another.host
             return Reply(status=303, headers=(("Location", place), (
                 "Set-Cookie", f"{cookie}={token}; Path=/; HttpOnly; SameSite=Strict")))
-        raise LabError("this lab asks for its token: open the address that `ailab serve` printed, or send "
+        raise LabError(
+            "this lab asks for its token: open the address that `ailab serve` printed, or send "
                        "Authorization: Bearer TOKEN", 401, **{"WWW-Authenticate": "Bearer"})
 
     def parse_body(self, model: type[BaseModel], body: bytes) -> BaseModel:
@@ -1833,7 +1871,8 @@ class Handler(BaseHTTPRequestHandler):
     def refuse(self, error: LabError) -> None:
         if not self.is_body_read:
             self.close_connection = True
-        self.reply(Reply(encode({"detail": error.detail}), error.status, headers=tuple(error.headers.items())))
+        self.reply(Reply(encode({"detail": error.detail}), error.status,
+                         headers=tuple(error.headers.items())))
         if not self.is_body_read:
             self.linger()
 
@@ -1890,7 +1929,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.is_verbose:
             line = "".join(c if " " <= c <= "~" else f"\\x{ord(c):02x}" for c in self.requestline)
             line = re.sub(r"([?&]token=)[^& ]*", r"\1***", line)
-            sys.stderr.write(f"{self.client_address[0]} [{lab_logger.utc(time.time())}] {line} {code} {size}\n")
+            sys.stderr.write(
+                f"{self.client_address[0]} [{lab_logger.utc(time.time())}] {line} {code} {size}\n")
 
 
 def _takes_gzip(accepted: str) -> bool:
@@ -1904,14 +1944,18 @@ def _http_date(seconds: int) -> str:
 
 
 class LabServer(ThreadingHTTPServer):
-    """A lab's server, one thread a connection; while it serves, it takes in what killed runs left."""
+    """A lab's server, a thread a connection; while it serves, it takes in what killed runs left."""
     daemon_threads = True
     request_queue_size = 256
+    project: str
+    token: str | None
 
-    def __init__(self, address: tuple[str, int], store: Store, project: str, token: str | None) -> None:
+    def __init__(self, address: tuple[str, int], store: Store, project: str,
+                 token: str | None) -> None:
         self.store, self.project, self.token = store, project, token
         self.is_loopback = is_loopback(address[0])
-        self.hosts = {"localhost", "127.0.0.1", "[::1]", address[0].lower(), f"[{address[0].lower()}]"}
+        self.hosts = {"localhost", "127.0.0.1", "[::1]", address[0].lower(),
+                      f"[{address[0].lower()}]"}
         self.artifact_roots: list[str] = []
         self.is_verbose = False
         self.n_open = 0                  # requests being answered
@@ -1926,7 +1970,7 @@ class LabServer(ThreadingHTTPServer):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     @property
     def url(self) -> str:
@@ -1946,7 +1990,8 @@ class LabServer(ThreadingHTTPServer):
 
     def _keep_tidy(self) -> None:
         while not self.is_over.wait(TIDY_EVERY_S):
-            with contextlib.suppress(StoreError, sqlite3.Error, OSError):  # each request says it too
+            with contextlib.suppress(StoreError, sqlite3.Error,
+                                     OSError):  # each request says it too
                 self.store.tidy()
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -1954,10 +1999,13 @@ class LabServer(ThreadingHTTPServer):
             super().process_request(request, client_address)
             return
         with contextlib.suppress(OSError):
-            body = encode({"detail": f"more than {MAX_CONNECTIONS} connections are open: try again later"})
+            body = encode(
+                {"detail": f"more than {MAX_CONNECTIONS} connections are open: try again later"})
             request.settimeout(0.1)
-            request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
-                            b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            request.sendall(
+                b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+                            b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body),
+                                                                                    body))
         self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -2001,8 +2049,11 @@ def make_server(db_path: str, host: str = "127.0.0.1", port: int = 0, *, token: 
     path = os.path.abspath(db_path)
     with contextlib.suppress(StoreError):
         open_lab(path, timeout_s=READ_WAIT_S).close()
-    server = LabServer((host, port), Store(path), project or lab_logger.setting("PROJECT_NAME", "ai-lab")[0], token)
-    server.artifact_roots = list(filter(None, lab_logger.setting("AILAB_ARTIFACT_ROOTS")[0].split(os.pathsep)))
+    server = LabServer((host, port), Store(path),
+                       project or lab_logger.setting("PROJECT_NAME", "ai-lab")[0], token)
+    server.artifact_roots = list(filter(None,
+                                        lab_logger.setting(
+                                            "AILAB_ARTIFACT_ROOTS")[0].split(os.pathsep)))
     server.is_verbose = is_verbose
     return server
 
@@ -2011,42 +2062,45 @@ def make_server(db_path: str, host: str = "127.0.0.1", port: int = 0, *, token: 
 
 STATIC_TYPES = {
     "html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8",
-    "css": "text/css; charset=utf-8", "svg": "image/svg+xml", "png": "image/png", "ico": "image/x-icon"}
-_PAGE_POLICY = ("Content-Security-Policy", "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; "
+    "css": "text/css; charset=utf-8", "svg": "image/svg+xml", "png": "image/png",
+                "ico": "image/x-icon"}
+_PAGE_POLICY = ("Content-Security-Policy",
+                "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; "
                 "form-action 'self'; frame-ancestors 'none'; object-src 'none'")
 
 
 def static_dir() -> str:
-    """Find the dashboard's files: `static` beside this file, or `ailab_static` where it is installed."""
+    """Find the dashboard's files: `static` beside this file, or `ailab_static` once installed."""
     here = os.path.dirname(os.path.abspath(__file__))
     places = [os.path.join(here, name) for name in ("static", "ailab_static")]
-    return next((place for place in places if os.path.isfile(os.path.join(place, "index.html"))), places[0])
+    return next((place for place in places if os.path.isfile(os.path.join(place, "index.html"))),
+                places[0])
 
 
 def static_file(name: str) -> Reply:
     """Give a file of the dashboard; the same 404 for what is missing and what is outside."""
     root = os.path.realpath(static_dir())
     content_type = STATIC_TYPES.get(name.rpartition(".")[2])
-    try:
+    with contextlib.suppress(OSError, ValueError):       # a name too long, or with a NUL
         full = os.path.realpath(os.path.join(root, name))
-        if (content_type and full.startswith(root + os.sep)
-                and not any(part.startswith(".") for part in name.split("/")) and os.path.isfile(full)):
+        if (content_type and full.startswith(root + os.sep) and os.path.isfile(full)
+                and not any(part.startswith(".") for part in name.split("/"))):
             with open(full, "rb") as file:
                 return Reply(file.read(), content_type=content_type, headers=(_PAGE_POLICY,))
-    except (OSError, ValueError):        # a name too long, or with a NUL
-        pass
     raise NotFound("the dashboard has no such file")
 
 
 # --- Command line -------------------------------------------------------------
 
-COLOURS = {"running": "36", "finished": "32", "failed": "31", "killed": "33", "ok": "32", "warn": "33",
+COLOURS = {"running": "36", "finished": "32", "failed": "31", "killed": "33", "ok": "32",
+           "warn": "33",
            "fail": "31"}
 
 
 def clean(value: Any) -> str:
     """Make one line of text that a terminal takes for text: control characters are written out."""
-    return "".join(c if c.isprintable() else " " if c in "\n\t" else repr(c)[1:-1] for c in str(value))
+    return "".join(c if c.isprintable() else " " if c in "\n\t" else repr(c)[1:-1]
+                   for c in str(value))
 
 
 def cell(value: Any) -> str:
@@ -2063,10 +2117,11 @@ def painted(text: str, code: str | None) -> str:
 
 
 def print_table(heads: list[str], rows: list[list[Any]]) -> None:
-    """Print a table that fits the terminal: long texts are cut, then columns at the end left out."""
+    """Print a table that fits the terminal: long texts are cut, then last columns left out."""
     import shutil
     cells = [[clean(head) for head in heads], *([cell(value) for value in row] for row in rows)]
-    is_number = [all(isinstance(row[i], (int, float, type(None))) or row[i] == "NaN" for row in rows)
+    is_number = [all(isinstance(row[i], (int, float, type(None))) or row[i] == "NaN"
+                     for row in rows)
                  for i in range(len(heads))]
     room = shutil.get_terminal_size((120, 24)).columns
     widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
@@ -2083,7 +2138,8 @@ def print_table(heads: list[str], rows: list[list[Any]]) -> None:
                  for text, width in zip(line, widths, strict=False)]
         padded = [text.rjust(width) if is_number[i] else text.ljust(width)
                   for i, (text, width) in enumerate(zip(shown, widths, strict=True))]
-        print("  ".join(painted(text, "1" if at == 0 else COLOURS.get(text.strip())) for text in padded).rstrip())
+        print("  ".join(painted(text, "1" if at == 0 else COLOURS.get(text.strip()))
+                        for text in padded).rstrip())
     if len(widths) < len(heads):
         print(f"({len(heads) - len(widths)} more columns need a wider terminal)"[:room])
 
@@ -2091,7 +2147,8 @@ def print_table(heads: list[str], rows: list[list[Any]]) -> None:
 def print_json(answer: Any) -> None:
     """Print what the API answers, byte for byte."""
     text = encode(answer).decode()
-    print(text if sys.stdout.encoding.lower() in ("utf-8", "utf8") else json.dumps(json.loads(text)))
+    print(text if sys.stdout.encoding.lower() in ("utf-8", "utf8")
+          else json.dumps(json.loads(text)))
 
 
 def pairs_of(args: argparse.Namespace, params: tuple[Param, ...]) -> list[tuple[str, str]]:
@@ -2113,10 +2170,12 @@ def print_runs(runs: list[dict], lead: tuple[str, ...] = ()) -> None:
     """Print runs as a table with their commonest metrics; `lead` names keys to show first."""
     from collections import Counter
     counted = Counter(name for run in runs for name in run["final_metrics"])
-    names = [name for name, _ in counted.most_common(3) if name not in {run.get("metric_name") for run in runs}]
+    names = [name for name,
+             _ in counted.most_common(3) if name not in {run.get("metric_name") for run in runs}]
     print_table(
         ["run", *lead, "started", "status", "experiment", "model", *names, "note"],
-        [[short(run["run_id"], runs), *(run[key] for key in lead), (run["timestamp"] or "")[:16].replace("T", " "),
+        [[short(run["run_id"], runs), *(run[key] for key in lead),
+          (run["timestamp"] or "")[:16].replace("T", " "),
           run["status"], run["experiment_name"], run["model_name"],
           *(run["final_metrics"].get(name) for name in names), run["note"]] for run in runs])
 
@@ -2137,7 +2196,8 @@ def cmd_runs(args: argparse.Namespace) -> int:
         elif count_runs(conn, RunQuery()):
             print(f"no run matches; the lab has {count_runs(conn, RunQuery())}")
         else:
-            print("no runs yet: decorate a training function with @log_run of lab_logger.py, or see `ailab demo`")
+            print("no runs yet: decorate a training function with @log_run of lab_logger.py, "
+                  "or see `ailab demo`")
     return 0
 
 
@@ -2150,28 +2210,33 @@ def cmd_show(args: argparse.Namespace) -> int:
         return 0
     ending = (run["error"] or "").strip().rpartition("\n")[2]
     print(painted(clean(run["run_id"]), "1"))
-    state = painted(clean(run["status"]), COLOURS.get(run["status"])) + (f" ({clean(ending)})" if ending else "")
+    state = painted(clean(run["status"]),
+                    COLOURS.get(run["status"])) + (f" ({clean(ending)})" if ending else "")
     took = None if run["duration_s"] is None else f"{run['duration_s']:.1f} s"
     for name, text in (("status", state), *((name, run[name] and clean(run[name])) for name in (
-            "note", "experiment_name", "model_name", "task_name", "dataset_id", "timestamp")), ("duration", took),
-            *((name, run[name] and clean(run[name])) for name in ("hostname", "cwd", "command", "git_hash"))):
+            "note", "experiment_name", "model_name", "task_name", "dataset_id", "timestamp")),
+                       ("duration", took),
+            *((name, run[name] and clean(run[name]))
+              for name in ("hostname", "cwd", "command", "git_hash"))):
         if text:
             print(f"  {name:<16} {text}")
     print("params")
     for name, value in flatten(run["params"]).items():
-        print(f"  {clean(name):<16} {clean(value if isinstance(value, str) else json.dumps(value))}")
+        text = value if isinstance(value, str) else encode(value).decode()
+        print(f"  {clean(name):<16} {clean(text)}")
     print("metrics")
     print_table(["", "final", "best", "at epoch", "points"], [
         [metric["metric_name"], metric["value"], *best_point(metric), metric["n_points"]]
         for metric in run["metrics"]])
     print("artifacts")
     for file in run["artifact_files"]:
-        print(f"  {clean(file['path'])} ({'missing' if not file['exists'] else file['size_bytes']})")
+        size = f"{file['size_bytes']:,} bytes" if file["exists"] else "missing"
+        print(f"  {clean(file['path'])} ({size})")
     return 0
 
 
 def best_point(metric: dict) -> tuple[Any, Any]:
-    """Give a MetricSummary's best logged value in its direction, and the epoch or step it came at."""
+    """Give a MetricSummary's best logged value, and the epoch, or else step, it came at."""
     end = "min" if metric["direction"] == "minimize" else "max"
     epoch = metric[f"{end}_epoch"]
     return metric[f"{end}_value"], metric[f"{end}_step"] if epoch is None else epoch
@@ -2180,7 +2245,8 @@ def best_point(metric: dict) -> tuple[Any, Any]:
 def cmd_compare(args: argparse.Namespace) -> int:
     """Compare runs: params that differ, metrics, the best marked by *."""
     with contextlib.closing(open_store(args.db)) as conn:
-        found = compare_runs(conn, parse_params(COMPARED, [("ids", run_id) for run_id in args.runs])["ids"])
+        found = compare_runs(conn, parse_params(COMPARED,
+                                                [("ids", run_id) for run_id in args.runs])["ids"])
     if args.json:
         print_json(found)
         return 0
@@ -2188,9 +2254,11 @@ def cmd_compare(args: argparse.Namespace) -> int:
     rows: list[list[Any]] = []
     for name in found["metric_keys"]:
         best = found["best"].get(name, {}).get("run_ids", ())
-        rows.append([name, *(cell(run["final_metrics"].get(name)) + " *" * (run["run_id"] in best) for run in runs)])
+        rows.append([name, *(cell(run["final_metrics"].get(name)) + " *" * (run["run_id"] in best)
+                             for run in runs)])
     params = [flatten(run["params"]) for run in runs]
-    rows += [[name, *(cell(flat.get(name)) for flat in params)] for name in found["differing_params"]]
+    rows += [[name, *(cell(flat.get(name)) for flat in params)]
+             for name in found["differing_params"]]
     print_table(["", *(short(run["run_id"], runs) for run in runs)], rows)
     if found["differing_packages"]:
         print(f"packages that differ: {clean(', '.join(found['differing_packages']))}")
@@ -2228,7 +2296,8 @@ def cmd_metrics(args: argparse.Namespace) -> int:
         for x, value in points:
             table.setdefault(x, {})[curve["metric_name"]] = odd.get(x) if value is None else value
     names = [curve["metric_name"] for curve in found["curves"]]
-    print_table([found["x"], *names], [[x, *(row.get(name) for name in names)] for x, row in sorted(table.items())])
+    print_table([found["x"], *names],
+                [[x, *(row.get(name) for name in names)] for x, row in sorted(table.items())])
     for file in files:
         if file["kind"] == "csv" and "metrics_" in file["path"]:
             print(f"{clean(file['path'])}{'' if file['exists'] else ' (missing)'}")
@@ -2265,7 +2334,8 @@ def cmd_delete(args: argparse.Namespace) -> int:
             if args.json:
                 print_json(gone)
             else:
-                print(f"{clean(run_id)} is in the trash; `ailab restore {clean(run_id)}` brings it back")
+                print(f"{clean(run_id)} is in the trash; "
+                      f"`ailab restore {clean(run_id)}` brings it back")
     return 0
 
 
@@ -2277,7 +2347,7 @@ def cmd_restore(args: argparse.Namespace) -> int:
     return 0
 
 
-def configured(flag: Any, key: str, default: str, check: Callable[[str], Any] = str) -> Any:
+def _setting(key: str, flag: Any, default: str, check: Callable[[str], Any] = str) -> Any:
     """Read a setting: its flag, environment, nearest .env, default.
 
     Raises: LabError naming key, value and where it came from, for what `check` refuses.
@@ -2302,9 +2372,9 @@ def cmd_serve(args: argparse.Namespace) -> int:
     """Serve the dashboard and the API."""
     import secrets
     import signal
-    host = configured(args.host, "AILAB_HOST", "127.0.0.1")
-    port = configured(args.port, "AILAB_PORT", "8000", port_number)
-    token = configured(args.token, "AILAB_TOKEN", "") or None
+    host = _setting("AILAB_HOST", args.host, "127.0.0.1")
+    port = _setting("AILAB_PORT", args.port, "8000", port_number)
+    token = _setting("AILAB_TOKEN", args.token, "") or None
     if args.token == "" or not (token or is_loopback(host)):
         token = secrets.token_urlsafe(24)
     open_lab(args.db, timeout_s=WRITE_WAIT_S).close()
@@ -2319,8 +2389,9 @@ def cmd_serve(args: argparse.Namespace) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             signal.signal(signal.SIGTERM, stop)
             if not args.quiet:
-                print(f"AI-Lab {lab_logger.__version__} serving {clean(args.db)}\nDashboard and API at {server.url}/"
-                      + (f"?token={quote(token)}" if token else "") + "\nStop with Ctrl-C.",
+                entry = f"?token={quote(token)}" if token else ""
+                print(f"AI-Lab {lab_logger.__version__} serving {clean(args.db)}\n"
+                      f"Dashboard and API at {server.url}/{entry}\nStop with Ctrl-C.",
                       file=sys.stderr, flush=True)
             for question in getattr(args, "questions", ()):
                 print(f"  ask: {question}", file=sys.stderr, flush=True)
@@ -2336,38 +2407,48 @@ def bind_problem(host: str, port: int, error: Exception) -> str:
     if getattr(error, "errno", None) not in (errno.EADDRINUSE, errno.EACCES):
         return f"cannot serve at {host!r} port {port} ({error}): give another --host or --port"
     with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"port {port} is taken or not allowed: try --port {free.getsockname()[1]}, or set AILAB_PORT"
+        return (f"port {port} is taken or not allowed: try --port {free.getsockname()[1]}, "
+                "or set AILAB_PORT")
 
 
 def cmd_demo(args: argparse.Namespace) -> int:
     """Train the example sweep, serve it, and show what to ask."""
     import importlib.util
     import subprocess
-    sweep = os.path.join(os.path.dirname(os.path.abspath(__file__)), "examples", "train_model", "sweep.py")
+    sweep = os.path.join(os.path.dirname(os.path.abspath(__file__)), "examples", "train_model",
+                         "sweep.py")
     n_runs = 0
     if os.path.exists(args.db):
         with contextlib.closing(open_store(args.db)) as conn:
             n_runs = count_runs(conn, run_query({"status": "finished"}))
     if n_runs < 9:
         if not os.path.exists(sweep):
-            raise LabError("the demo needs the examples folder, which an installed AI-Lab does not bring: "
+            raise LabError(
+                "the demo needs the examples folder, which an installed AI-Lab does not bring: "
                            "run `python ailab.py demo` in a clone of the project")
-        if missing := [name for name in ("sklearn", "joblib") if importlib.util.find_spec(name) is None]:
-            raise LabError(f"the demo trains with packages that are missing ({', '.join(missing)}): "
+        if missing := [name for name in ("sklearn", "joblib")
+                       if importlib.util.find_spec(name) is None]:
+            raise LabError(
+                f"the demo trains with packages that are missing ({', '.join(missing)}): "
                            "pip install -e '.[examples]'")
-        done = subprocess.run([sys.executable, sweep], env={**os.environ, "DB_PATH": args.db}, check=False)
+        done = subprocess.run([sys.executable, sweep], env={**os.environ, "DB_PATH": args.db},
+                              check=False)
         if done.returncode:
-            raise LabError(f"the sweep ended with exit code {done.returncode}: what it trained is in {args.db}")
+            raise LabError(
+                f"the sweep ended with exit code {done.returncode}; {args.db} has its runs")
     args.questions = DEMO_QUESTIONS
     return cmd_serve(args)
 
 
-def http(url: str, token: str | None = None, content: Any = None, timeout_s: float = 5.0) -> tuple[int, bytes]:
+def http(url: str, token: str | None = None, content: Any = None,
+         timeout_s: float = 5.0) -> tuple[int, bytes]:
     """Ask a server on this machine, past any proxy: status and body. Raises OSError."""
     import urllib.error
     import urllib.request
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-    request = urllib.request.Request(url, None if content is None else json.dumps(content).encode(), headers)
+    headers = {"Content-Type": "application/json",
+               **({"Authorization": f"Bearer {token}"} if token else {})}
+    request = urllib.request.Request(url, None if content is None
+                                     else json.dumps(content).encode(), headers)
     try:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=timeout_s) as answer:
@@ -2378,12 +2459,13 @@ def http(url: str, token: str | None = None, content: Any = None, timeout_s: flo
 
 @contextlib.contextmanager
 def served_lab(db_path: str) -> Iterator[tuple[str, str | None]]:
-    """Give address and token of a server of this lab: the one that runs, else one made for the moment."""
-    port = configured(None, "AILAB_PORT", "8000", port_number)
-    token = configured(None, "AILAB_TOKEN", "") or None
+    """Give address and token of a server of this lab: the running one, else one for the moment."""
+    port = _setting("AILAB_PORT", None, "8000", port_number)
+    token = _setting("AILAB_TOKEN", None, "") or None
     with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
         url = f"http://127.0.0.1:{port}"
-        if os.path.samefile(json.loads(http(f"{url}/lab", token, timeout_s=1.0)[1]).get("db_path"), db_path):
+        if os.path.samefile(json.loads(http(f"{url}/lab", token, timeout_s=1.0)[1]).get("db_path"),
+                            db_path):
             yield url, token
             return
     open_store(db_path).close()
@@ -2430,136 +2512,100 @@ def print_answer(args: argparse.Namespace, status: int, body: bytes) -> int:
     return 0
 
 
+Found = Iterator[tuple[bool | None, str]]       # True ok, None warn, False fail; and a sentence
+
+
 def cmd_doctor(args: argparse.Namespace) -> int:
     """Check Python, SQLite, the lab, disk, the assistant and the port; a line each."""
-    levels = []
+    code = 0
     for check in (check_python, check_store, check_disk, check_assistant, check_port):
-        for level, text in check(args.db):
-            levels.append(level)
+        for verdict, text in check(args.db):
+            level = {True: "ok", None: "warn", False: "fail"}[verdict]
+            code = 1 if verdict is False else code
             print(f"{painted(f'{level:<4}', COLOURS[level])}  {clean(text)}")
-    return int("fail" in levels)
+    return code
 
 
-def check_python(db_path: str) -> Iterator[tuple[str, str]]:
+def check_python(db_path: str) -> Found:
     """Check what runs AI-Lab."""
-    yield "ok" if sys.version_info >= (3, 10) else "fail", f"Python {sys.version.split()[0]} (3.10 or later is needed)"
+    yield sys.version_info >= (3, 10), f"Python {sys.version.split()[0]}; 3.10 or later is needed"
+    version = f"SQLite {sqlite3.sqlite_version}"
     with contextlib.closing(sqlite3.connect(":memory:")) as conn:
         try:
             conn.execute("CREATE VIRTUAL TABLE t USING fts5(a)")
             conn.execute("SELECT row_number() OVER () FROM json_each('[1]')")
-            yield "ok", f"SQLite {sqlite3.sqlite_version} with full-text search and JSON"
+            yield True, f"{version} with full-text search and JSON"
         except sqlite3.Error as error:
-            yield "fail", f"SQLite {sqlite3.sqlite_version} lacks what the lab needs ({error}): use another Python"
+            yield False, f"{version} lacks what the lab needs ({error}): use another Python"
 
 
-def check_store(db_path: str) -> Iterator[tuple[str, str]]:
+def check_store(db_path: str) -> Found:
     """Check the file, and take in the journals that dead processes left."""
     waiting = lab_logger.pending(db_path)
     if not os.path.exists(db_path) and not waiting:
-        yield "warn", f"no lab at {db_path} yet: the first run makes it"
+        yield None, f"no lab at {db_path} yet: the first run makes it"
         return
     try:
         with contextlib.closing(open_lab(db_path, timeout_s=WRITE_WAIT_S)) as conn:
             problems = take_in(conn, db_path)
-            found = conn.execute("PRAGMA quick_check(3)").fetchall()
+            damage = conn.execute("PRAGMA quick_check(1)").fetchone()[0]
             version = conn.execute("PRAGMA user_version").fetchone()[0]
-            size = os.path.getsize(db_path)
-            yield ("ok", f"lab {db_path}: schema version {version}, {count_runs(conn, RunQuery())} runs, {size:,} bytes, "
-                   "intact") if found == [("ok",)] else ("fail", f"lab {db_path} is damaged: {found[0][0]}")
-    except (StoreError, sqlite3.Error, OSError) as error:
-        yield "fail", str(error) if isinstance(error, StoreError) else f"lab {db_path} cannot be used ({error})"
-        return
-    yield from (("fail", problem) for problem in problems)
-    taken = len(waiting) - len(lab_logger.pending(db_path))
-    left = len(lab_logger.pending(db_path))
-    yield "ok", f"{taken} journals of ended processes taken in, {left} of running ones open"
+            yield damage == "ok", (
+                f"lab {db_path}: {count_runs(conn, RunQuery())} runs, schema version {version}, "
+                f"{os.path.getsize(db_path):,} bytes, integrity {damage}")
+    except (sqlite3.Error, OSError) as error:
+        yield False, f"the lab at {db_path!r} cannot be used ({error})"
+    except StoreError as error:
+        yield False, str(error)
+    else:
+        yield from ((False, problem) for problem in problems)
+        left = len(lab_logger.pending(db_path))
+        yield True, f"{len(waiting) - left} journals of ended runs taken in, {left} still in use"
 
 
-def check_disk(db_path: str) -> Iterator[tuple[str, str]]:
+def check_disk(db_path: str) -> Found:
     """Check where the lab lies."""
     import shutil
     folder = os.path.dirname(db_path)
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     kind = lab_logger.network_filesystem(folder)
-    yield ("warn", f"the lab is on a network file system ({kind}): slower, without a write-ahead log") if kind else (
-        "ok", "the lab is on a local file system")
+    yield (None, f"the lab is on a network file system ({kind}): slower, and without a "
+                 "write-ahead log") if kind else (True, "the lab is on a local file system")
     free = shutil.disk_usage(folder).free
-    yield "ok" if free > 1 << 30 else "warn", f"{free / (1 << 30):.1f} GiB free"
+    yield free > 1 << 30 or None, f"{free / (1 << 30):.1f} GiB free"
 
 
-def check_assistant(db_path: str) -> Iterator[tuple[str, str]]:
+def check_assistant(db_path: str) -> Found:
     """Check the assistant's packages, and whether a language model answers."""
     import importlib.util
-    missing = [name for name in ("langchain_core", "langchain_ollama") if importlib.util.find_spec(name) is None]
-    yield ("fail", f"the assistant lacks {', '.join(missing)}: pip install langchain-core langchain-ollama"
-           ) if missing else ("ok", "langchain-core and langchain-ollama are installed")
+    missing = [name for name in ("langchain_core", "langchain_ollama")
+               if importlib.util.find_spec(name) is None]
+    yield not missing, (f"the assistant lacks {', '.join(missing)}: pip install langchain-core "
+                        "langchain-ollama" if missing else "langchain-core, langchain-ollama found")
     url = lab_logger.setting("OLLAMA_BASE_URL", "http://localhost:11434")[0].rstrip("/")
     model = lab_logger.setting("OLLAMA_MODEL")[0]
     try:
-        models = [found["name"] for found in json.loads(http(f"{url}/api/tags", timeout_s=2.0)[1])["models"]]
-        is_there = not model or any(name.partition(":")[0] == model.partition(":")[0] for name in models)
-        yield "ok" if models and is_there else "warn", f"Ollama at {url} has {', '.join(models) or 'no model'}" + (
-            "" if is_there else f", not {model}: ollama pull {model}")
+        found = json.loads(http(f"{url}/api/tags", timeout_s=2.0)[1])["models"]
+        names = [entry["name"] for entry in found]
+        is_there = bool(names) and any(name.startswith(model.partition(":")[0]) for name in names)
+        yield is_there or None, f"Ollama at {url} has {', '.join(names) or 'no model'}" + (
+            "" if is_there else f": ollama pull {model or 'qwen3:4b'}")
     except (OSError, ValueError, KeyError, TypeError):
-        yield "ok", f"no Ollama at {url}: the built-in planner answers (`ollama serve` starts one)"
+        yield True, f"no Ollama at {url}: the built-in planner answers (`ollama serve` starts one)"
 
 
-def check_port(db_path: str) -> Iterator[tuple[str, str]]:
+def check_port(db_path: str) -> Found:
     """Check that the server's port is free, or a lab's."""
-    port = configured(None, "AILAB_PORT", "8000", port_number)
     try:
+        port = _setting("AILAB_PORT", None, "8000", port_number)
         is_lab = b'"project"' in http(f"http://127.0.0.1:{port}/health", timeout_s=1.0)[1]
-        yield ("ok", f"a lab is served on port {port}") if is_lab else (
-            "warn", f"port {port} is taken by another program: serve --port names another")
+        yield is_lab or None, f"port {port} is taken by " + (
+            "a lab's server" if is_lab else "another program: serve --port names another")
+    except LabError as error:
+        yield False, error.detail
     except OSError:
-        yield "ok", f"port {port} is free"
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the command line: a verb each for the functions above."""
-    parser = argparse.ArgumentParser(prog="ailab", description="Track training runs, see them, ask about them.")
-    parser.add_argument("--version", action="version", version=f"AI-Lab {lab_logger.__version__}")
-    lab = argparse.ArgumentParser(add_help=False)
-    lab.add_argument("--db", metavar="FILE", help="the lab's database (DB_PATH, else ~/.ai-lab/lab.db)")
-    reads = argparse.ArgumentParser(add_help=False)
-    reads.add_argument("--json", action="store_true", help="print what the API answers")
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-
-    def verb(function: Callable, *parents: argparse.ArgumentParser, example: str = "") -> argparse.ArgumentParser:
-        about = (function.__doc__ or "").splitlines()[0]
-        made = verbs.add_parser(function.__name__.removeprefix("cmd_"), parents=[lab, *parents], help=about,
-                                description=about, epilog=example and f"example: ailab {example}")
-        made.set_defaults(run_verb=function, parser=made)
-        return made
-
-    for function in (cmd_serve, cmd_demo):
-        made = verb(function, example="serve --port 8001" if function is cmd_serve else "demo")
-        made.add_argument("--host", help="address to bind (AILAB_HOST, else 127.0.0.1); others need the token")
-        made.add_argument("--port", type=port_flag, help="port (AILAB_PORT, else 8000); 0 takes a free one")
-        made.add_argument("--token", nargs="?", const="", help="ask for this token, or for a new one (AILAB_TOKEN)")
-        made.add_argument("--verbose", action="store_true", help="log each request")
-        made.add_argument("--quiet", action="store_true", help="print nothing at the start")
-    add_flags(verb(cmd_runs, reads, example="runs --status finished --sort metrics.accuracy"), RUN_FILTERS + PAGE)
-    verb(cmd_show, reads, example="show 54e5f6a7").add_argument("run", help="a run id, or its beginning")
-    verb(cmd_compare, reads, example="compare 54e5f6 32c3d4").add_argument("runs", nargs="+", help="run ids")
-    made = verb(cmd_leaderboard, reads, example="leaderboard accuracy --top-k 3")
-    made.add_argument("metric_name", help="the metric to rank by")
-    add_flags(made, BOARD[1:])
-    made = verb(cmd_metrics, reads, example="metrics 54e5f6a7 --names val_loss")
-    made.add_argument("run", help="a run id, or its beginning")
-    add_flags(made, WINDOW)
-    made = verb(cmd_note, reads, example="note 54e5f6a7 'PUBLISH: best of iris'")
-    made.add_argument("run", help="a run id, or its beginning")
-    made.add_argument("text", nargs="?", help="the note")
-    made.add_argument("--clear", action="store_true", help="take the note away")
-    verb(cmd_delete, reads, example="delete 54e5f6a7").add_argument("runs", nargs="+", help="run ids")
-    verb(cmd_restore, example="restore 54e5f6a7").add_argument("runs", nargs="+", help="run ids")
-    made = verb(cmd_ask, reads, example="ask 'Which run has the highest accuracy?'")
-    made.add_argument("question", nargs="?", help="in plain words")
-    made.add_argument("--smoke", action="store_true", help="ask four standard questions; exit 1 if one fails")
-    verb(cmd_doctor, example="doctor")
-    return parser
+        yield True, f"port {port} is free"
 
 
 def port_flag(text: str) -> int:
@@ -2570,12 +2616,59 @@ def port_flag(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not accepted: {error}") from None
 
 
-def add_flags(parser: argparse.ArgumentParser, params: tuple[Param, ...]) -> None:
-    """Give a verb the API's parameters as flags."""
-    for param in params:
-        names = dict.fromkeys((f"--{param.name.replace('_', '-')}", f"--{param.name}"))
-        parser.add_argument(*names, dest=param.name, metavar=param.kind.upper(), help=param.description,
-                            nargs="+" if param.max_times > 1 else None)
+_RUN = {"help": "a run id, or the beginning of one"}
+_SERVER_FLAGS = (
+    ("--host", {"help": "address to bind (AILAB_HOST, else 127.0.0.1); others need the token"}),
+    ("--port", {"type": port_flag, "help": "port (AILAB_PORT, else 8000); 0 takes a free one"}),
+    ("--token",
+     {"nargs": "?", "const": "", "help": "ask for this token, or for a new one (AILAB_TOKEN)"}),
+    ("--verbose", {"action": "store_true", "help": "log each request"}),
+    ("--quiet", {"action": "store_true", "help": "print nothing at the start"}))
+VERBS: tuple[tuple[Callable, str, tuple, tuple[Param, ...]], ...] = (   # with example and arguments
+    (cmd_serve, "serve --port 8001", _SERVER_FLAGS, ()),
+    (cmd_demo, "demo", _SERVER_FLAGS, ()),
+    (cmd_runs, "runs --status finished --sort metrics.accuracy", (), RUN_FILTERS + PAGE),
+    (cmd_show, "show 54e5f6a7", (("run", _RUN),), ()),
+    (cmd_compare, "compare 54e5f6 32c3d4", (("runs", {"nargs": "+", **_RUN}),), ()),
+    (cmd_leaderboard, "leaderboard accuracy --top-k 3",
+     (("metric_name", {"help": "the metric to rank by"}),), BOARD[1:]),
+    (cmd_metrics, "metrics 54e5f6a7 --names val_loss", (("run", _RUN),), WINDOW),
+    (cmd_note, "note 54e5f6a7 'PUBLISH: best of iris'",
+     (("run", _RUN), ("text", {"nargs": "?", "help": "the note"}),
+      ("--clear", {"action": "store_true", "help": "take the note away"})), ()),
+    (cmd_delete, "delete 54e5f6a7", (("runs", {"nargs": "+", **_RUN}),), ()),
+    (cmd_restore, "restore 54e5f6a7", (("runs", {"nargs": "+", **_RUN}),), ()),
+    (cmd_ask, "ask 'Which run has the highest accuracy?'",
+     (("question", {"nargs": "?", "help": "in plain words"}),
+      ("--smoke",
+       {"action": "store_true", "help": "ask four standard questions"})), ()),
+    (cmd_doctor, "doctor", (), ()))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command line of VERBS."""
+    parser = argparse.ArgumentParser(prog="ailab",
+                                     description="Track training runs, see them, ask about them.")
+    parser.add_argument("--version", action="version", version=f"AI-Lab {lab_logger.__version__}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    for function, example, arguments, params in VERBS:
+        about = (function.__doc__ or "").splitlines()[0]
+        verb = verbs.add_parser(function.__name__.removeprefix("cmd_"), help=about,
+                                description=about,
+                                epilog=f"example: ailab {example}")
+        verb.set_defaults(run_verb=function, parser=verb)
+        for name, options in arguments:
+            verb.add_argument(name, **options)
+        for param in params:
+            names = dict.fromkeys((f"--{param.name.replace('_', '-')}", f"--{param.name}"))
+            verb.add_argument(*names, dest=param.name, metavar=param.kind.upper(),
+                              help=param.description,
+                              nargs="+" if param.max_times > 1 else None)
+        verb.add_argument("--db", metavar="FILE",
+                          help="the lab's database (DB_PATH, else ~/.ai-lab/lab.db)")
+        if function not in (cmd_serve, cmd_demo, cmd_restore, cmd_doctor):
+            verb.add_argument("--json", action="store_true", help="print what the API answers")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -2588,7 +2681,8 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        args.db = os.path.abspath(os.path.expanduser(args.db)) if args.db else lab_logger.default_db_path()
+        args.db = os.path.abspath(
+            os.path.expanduser(args.db)) if args.db else lab_logger.default_db_path()
         code = args.run_verb(args)
         sys.stdout.flush()
         return code
@@ -2597,7 +2691,8 @@ def main(argv: list[str] | None = None) -> int:
     except (LabError, StoreError) as error:
         print(f"ailab: {clean(error)}", file=sys.stderr)
     except sqlite3.Error as error:
-        print(f"ailab: the lab at {args.db!r} cannot be used ({error}): `ailab doctor` says more", file=sys.stderr)
+        print(f"ailab: the lab at {args.db!r} cannot be used ({error}): `ailab doctor` says more",
+              file=sys.stderr)
     except BrokenPipeError:              # the reader had enough: `ailab runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
