@@ -1,7 +1,10 @@
 """What the store answers, each case asked twice: of the store function and over HTTP."""
 import json
 import math
+import os
 import sqlite3
+import subprocess
+import sys
 import time
 import urllib.parse
 
@@ -291,7 +294,7 @@ def test_wildcards_in_a_run_id_are_plain_characters(lab, refusal, given):
     assert given in sentence or repr(given) in sentence or urllib.parse.quote(given) in sentence
 
 
-@pytest.mark.parametrize("run_id", ["a b", "ünïcode-run", "dots.and~tilde", "100%", "x:y", "#1",
+@pytest.mark.parametrize("run_id", ["a b", "a/b", "..", "ünïcode-run", "dots.and~tilde", "100%", "x:y", "#1",
                                     "semi;colon", "quote'd", "plus+sign", "a&b=c"])
 def test_any_text_may_be_a_run_id(lab, api, run_id):
     insert_run(lab.conn, run_id=run_id, timestamp=started(12))
@@ -365,13 +368,19 @@ def test_a_leaderboard_ranks_infinities_as_numbers(lab, answer):
 
 # --- Curves ---------------------------------------------------------------------------
 
-def spiky(conn, n=20_000, at=13_337):
-    """A run of n points around 1.0 with a single 5.0 at epoch `at`."""
-    insert_run(conn, run_id="spiky-run", timestamp=started(12))
-    insert_points(conn, "spiky-run", (
-        (epoch, "loss", 5.0 if epoch == at else 1.0 + (epoch % 10) / 1000)
-        for epoch in range(1, n + 1)))
-    refresh(conn)
+SPIKY = sqlite3.connect(":memory:", check_same_thread=False)
+
+
+def spiky(conn):
+    """Add a run of 20,000 points around 1.0 with a single 5.0 at epoch 13,337, made once."""
+    if SPIKY.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+        insert_run(conn, run_id="spiky-run", timestamp=started(12))
+        with lab_logger.transaction(conn):
+            insert_points(conn, "spiky-run", (
+                (epoch, "loss", 5.0 if epoch == 13_337 else 1.0 + (epoch % 10) / 1000)
+                for epoch in range(1, 20_001)))
+        conn.backup(SPIKY)
+    SPIKY.backup(conn)
 
 
 def only_curve(got):
@@ -876,6 +885,45 @@ def test_a_run_deleted_by_plain_sql_is_gone_everywhere(lab, api):
         "GET", "/runs/leaderboard?metric_name=accuracy&top_k=1")[2]] == [lab.ids["svm_01"]])
     assert api("GET", f"/runs/{lab.ids['lr_01']}")[0] == 404
     assert soon(lambda: "f1" not in [m["metric_name"] for m in api("GET", "/metrics")[2]])
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Let the server look for what dead processes left every twentieth of a second."""
+    monkeypatch.setattr(ailab, "TIDY_EVERY_S", 0.05)
+
+
+def test_a_journal_left_behind_is_taken_in_while_the_server_runs(eager, lab, api):
+    os.makedirs(lab.db_path + ".journals", exist_ok=True)
+    lines = [{"v": 1, "db": lab.db_path, "t": 1_796_000_000.0, "set": {
+        "timestamp": "2026-11-30T00:00:00.000000Z", "status": "finished",
+        "experiment_name": "left"}}, {"t": 1_796_000_001.0, "e": 1, "m": {"accuracy": 0.99}}]
+    with open(lab.db_path + ".journals/left-behind.jsonl", "w") as journal:
+        journal.writelines(json.dumps(line) + "\n" for line in lines)
+    assert soon(lambda: api("GET", "/runs?experiment_name=left")[2])
+    assert api("GET", "/runs/leaderboard?metric_name=accuracy&top_k=1")[2][0][
+        "run_id"] == "left-behind"
+
+
+def test_a_run_whose_process_is_gone_shows_as_killed_while_the_server_runs(eager, lab, api):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    insert_run(lab.conn, run_id="orphan-run", timestamp=started(12), status="running",
+               hostname=lab_logger.host_name(), pid=gone.pid, heartbeat_at=started(12, 90))
+    assert soon(lambda: api("GET", "/runs/orphan-run")[2]["status"] == "killed")
+    run = api("GET", "/runs/orphan-run")[2]
+    assert (run["ended_at"], run["duration_s"]) == (started(12, 90), 90.0)
+
+
+def test_a_run_of_a_living_process_keeps_running(eager, lab, api):
+    insert_run(lab.conn, run_id="living-run", timestamp=started(12), status="running",
+               hostname=lab_logger.host_name(), pid=os.getpid(),
+               process_key=lab_logger.process_key())
+    insert_run(lab.conn, run_id="orphan-run", timestamp=started(12), status="running",
+               hostname=lab_logger.host_name(), pid=os.getpid(), process_key="another/boot/1")
+    assert soon(lambda: api("GET", "/runs/orphan-run")[2]["status"] == "killed")
+    assert api("GET", "/runs/living-run")[2]["status"] == "running"
+    assert api("GET", "/lab")[2]["counts"]["running"] == 1
 
 
 def test_open_store_takes_in_what_plain_sql_changed(lab):
