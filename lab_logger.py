@@ -35,6 +35,7 @@ import re
 import sys
 import threading
 import time
+from typing import Any
 
 __all__ = ["log", "log_artifact", "log_run", "note", "start_run"]
 __version__ = "0.1.0"
@@ -59,15 +60,16 @@ class StoreError(Exception):
 # --- Configuration ------------------------------------------------------------
 
 def read_dotenv() -> tuple[str | None, dict[str, str]]:
-    """Read the nearest `.env` from the working directory upward: its path, None without one, and its pairs."""
-    line_of = r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(?:'([^']*)'|\"([^\"]*)\"|(.*?))\s*(?:(?<=\s)#.*)?$"
-    with contextlib.suppress(OSError):            # a working directory that is gone, an unreadable file
+    """Read the nearest `.env` from the working directory upward: its path (or None), its pairs."""
+    pair = (r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*"
+            r"(?:'([^']*)'|\"([^\"]*)\"|(.*?))\s*(?:(?<=\s)#.*)?$")
+    with contextlib.suppress(OSError):            # a working directory that is gone, say
         folder, child = os.getcwd(), ""
         while folder != child:
             path = os.path.join(folder, ".env")
             if os.path.isfile(path):
                 with open(path, encoding="utf-8", errors="replace") as lines:
-                    matches = [re.match(line_of, line.rstrip("\n")) for line in lines]
+                    matches = [re.match(pair, line.rstrip("\n")) for line in lines]
                 return path, {m[1]: m[2] or m[3] or m[4] or "" for m in matches if m}
             folder, child = os.path.dirname(folder), folder
     return None, {}
@@ -85,7 +87,7 @@ def setting(key: str, default: str = "") -> tuple[str, str]:
 
 
 def default_db_path() -> str:
-    """Absolute path of the lab's database: DB_PATH (relative to its `.env`), else ~/.ai-lab/lab.db."""
+    """Give the database's absolute path: DB_PATH (relative to its `.env`), or ~/.ai-lab/lab.db."""
     value, source = setting("DB_PATH", os.path.join("~", ".ai-lab", "lab.db"))
     base = os.path.dirname(source) if source.endswith(".env") else ""
     return os.path.abspath(os.path.join(base, os.path.expanduser(value)))
@@ -119,7 +121,7 @@ RUN_COLUMNS = {                       # in order; what grows large comes last, s
     "journal_offset": "INTEGER",      # bytes of the journal that are in the store
     "deleted_at": "TEXT",             # in the trash since; NULL = not in the trash
     "params_json": "TEXT",            # object
-    "final_metrics_json": "TEXT",     # object; non-finite numbers are "NaN", "Infinity", "-Infinity"
+    "final_metrics_json": "TEXT",     # object; NaN is "NaN", infinities "Infinity", "-Infinity"
     "artifacts_json": "TEXT",         # list of paths
     "device_info": "TEXT",            # JSON object
     "error": "TEXT",                  # traceback
@@ -138,7 +140,7 @@ METRIC_COLUMNS = {
 
 
 def _create(conn) -> None:
-    """Bring a file of version 0 to version 1: an empty one, or a lab with only the spec's tables."""
+    """Bring version 0 to 1: an empty file, or a lab with only the spec's two tables."""
     for table, columns in (("runs", RUN_COLUMNS), ("run_metrics", METRIC_COLUMNS)):
         body = ", ".join(f"{name} {kind}" for name, kind in columns.items())
         if table == "run_metrics":
@@ -147,21 +149,21 @@ def _create(conn) -> None:
         present = {row[1] for row in conn.execute(f"PRAGMA table_info({table})")}
         for name in [name for name in columns if name not in present]:
             conn.execute(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
-    conn.execute("CREATE INDEX IF NOT EXISTS run_metrics_curve ON run_metrics (run_id, metric_name)")
+    conn.execute("CREATE INDEX IF NOT EXISTS run_metrics_curve "
+                 "ON run_metrics (run_id, metric_name)")
 
 
 MIGRATIONS = (_create,)               # append only: entry N brings version N to version N + 1
 
 
 def connect(path: str, mode: str = "rw", timeout_s: float = 30.0):
-    """Open the lab's database, made or migrated first where needed.
+    """Open the lab's database: a sqlite3.Connection in autocommit mode.
 
     Args:
         path: the file; "rw" creates it, its folder and its tables, private to the user.
-        mode: "rw" or "ro" (the connection cannot write; an older file is migrated first).
+        mode: "rw", or "ro" for reading only; an older file is migrated first either way.
         timeout_s: how long a statement waits for another writer.
-    Returns: a sqlite3.Connection in autocommit mode; a caller spells BEGIN IMMEDIATE itself.
-    Raises: StoreError, one sentence: missing (ro), not a database, newer than this file, not writable.
+    Raises: StoreError, one sentence: missing (ro), no database, newer than this, not writable.
     """
     import sqlite3
     try:
@@ -255,7 +257,7 @@ def _utc_second(whole: int) -> str:
 
 
 def git_info(deadline: float) -> dict[str, str | None]:
-    """Read the code state of the working directory: git_hash, and git_diff against it; {} outside git."""
+    """Read the code state of the working directory: git_hash, git_diff; {} outside git."""
     def git(*args: str, at: str = ".") -> bytes:
         return _output(["git", "-C", at, *args], deadline)
     root = os.fsdecode(git("rev-parse", "--show-toplevel").rstrip(b"\n"))
@@ -274,7 +276,7 @@ def git_info(deadline: float) -> dict[str, str | None]:
 
 
 def _untracked_diff(root: str, name: bytes) -> bytes:
-    """Write an untracked text file as a diff that adds it; nothing for `.env`s, binary and large files."""
+    """Write an untracked file as a diff that adds it; none for `.env`s, binary or large ones."""
     path, body = os.path.join(os.fsencode(root), name), b"\0"
     with contextlib.suppress(OSError):
         if os.path.isfile(path) and not os.path.basename(name).startswith(b".env"):
@@ -283,13 +285,14 @@ def _untracked_diff(root: str, name: bytes) -> bytes:
     if b"\0" in body or len(body) > MAX_UNTRACKED_BYTES:
         return b""
     lines = body.splitlines(keepends=True)
-    head = b"diff --git a/%b b/%b\nnew file mode 100644\n--- /dev/null\n+++ b/%b\n@@ -0,0 +1,%d @@\n"
+    head = b"diff --git a/%b b/%b\nnew file mode 100644\n--- /dev/null\n+++ b/%b\n" % ((name,) * 3)
     tail = b"" if body.endswith(b"\n") or not body else b"\n\\ No newline at end of file\n"
-    return head % (name, name, name, len(lines)) + b"".join(b"+" + line for line in lines) + tail
+    added = b"@@ -0,0 +1,%d @@\n+%b" % (len(lines), b"+".join(lines)) if lines else b""
+    return head + added + tail
 
 
 def _output(command: list[str], deadline: float) -> bytes:
-    """Run a program and return what it prints; nothing when it is absent, fails or takes too long."""
+    """Run a program and return what it prints; b"" when it is absent, fails or is too slow."""
     import subprocess
     with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
         return subprocess.run(
@@ -300,26 +303,28 @@ def _output(command: list[str], deadline: float) -> bytes:
 
 
 def packages(deadline: float) -> dict[str, str]:
-    """List the installed packages under pip_freeze: `name==version` lines, by name, as pip would."""
+    """List the installed packages under pip_freeze: `name==version` lines, by name."""
     from importlib.metadata import distributions
     found: dict[str, str] = {}
     for distribution in distributions():
         with contextlib.suppress(Exception):      # a broken dist-info must not hide the others
             found.setdefault(distribution.metadata["Name"] or "", distribution.version)
-    return {"pip_freeze": "\n".join(f"{name}=={found[name]}" for name in sorted(found, key=str.lower) if name)}
+    names = sorted(filter(None, found), key=str.lower)
+    return {"pip_freeze": "\n".join(f"{name}=={found[name]}" for name in names)}
 
 
 def device_info(deadline: float) -> dict[str, str]:
-    """Describe the machine under device_info: platform, machine, cpu, n_cpus, memory_bytes, gpus."""
+    """Describe the machine under device_info: platform, cpu, n_cpus, memory_bytes, gpus ..."""
     import platform
     cpu, memory = platform.processor(), None
     with contextlib.suppress(OSError, ValueError, AttributeError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as info:
-        cpu = next((line.split(":", 1)[1].strip() for line in info if line.startswith("model name")), cpu)
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as info:
+        cpu = next((line.split(":", 1)[1].strip() for line in info if "model name" in line), cpu)
     rows = [line.split(", ") for line in _output(
-        ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"],
-        min(deadline, time.monotonic() + 5)).decode("utf-8", "replace").splitlines()]
+        ["nvidia-smi", "--query-gpu=name,memory.total,driver_version",
+         "--format=csv,noheader,nounits"], min(deadline, time.monotonic() + 5)
+    ).decode("utf-8", "replace").splitlines()]
     gpus = [{"name": row[0], "memory_mib": float(row[1]) if row[1].isdigit() else None,
              "driver": row[2]} for row in rows if len(row) == 3]
     return {"device_info": _dumps({
@@ -331,7 +336,8 @@ def device_info(deadline: float) -> dict[str, str]:
 @functools.lru_cache(maxsize=1)
 def _facts() -> dict:
     """Capture what is slow to ask, once per process: git, device and packages."""
-    deadline, found = time.monotonic() + CAPTURE_WAIT_S, {}
+    found: dict = {}
+    deadline = time.monotonic() + CAPTURE_WAIT_S
     for capture in (git_info, device_info, packages):
         try:
             found.update(capture(deadline))
@@ -344,7 +350,7 @@ def launch_command() -> str:
     """The command line that started this process, quoted for a shell, secrets replaced by ***."""
     import shlex
     argv, full = list(sys.argv), list(getattr(sys, "orig_argv", []))
-    if full[len(full) - len(argv) + 1:] != argv[1:]:   # a worker: its parent's argv is what was typed
+    if full[len(full) - len(argv) + 1:] != argv[1:]:   # a worker, with its parent's argv
         full = [sys.executable, *argv]
     words, hide = [], False
     for word in full:
@@ -359,7 +365,7 @@ def launch_command() -> str:
 
 
 def is_secret(name: str) -> bool:
-    """Tell whether a param's name says that its value is a secret: `api_key`, never `max_tokens`."""
+    """Tell whether a name says that its value is a secret: `api_key`, never `max_tokens`."""
     words = re.sub(r"[^a-z]+", "_", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()).strip("_")
     if re.fullmatch(r"(pad|eos|bos|unk|mask|sep|cls|start|end)_token", words):
         return False                              # a tokenizer's special tokens are no secrets
@@ -372,7 +378,7 @@ def _hide_in_url(text: str) -> str:
 
 
 def process_key(pid: int | str = "self") -> str | None:
-    """Identify a process beyond its pid, as boot id/pid namespace/start time; None without /proc."""
+    """Tell a process from a later one of its pid: boot id/pid namespace/start time, or None."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             boot = file.read().strip()
@@ -385,13 +391,8 @@ def process_key(pid: int | str = "self") -> str | None:
         return None
 
 
-def _uuid() -> str:
-    """Make a random UUID (RFC 9562, version 4) from the system: equal seeds, other ids."""
-    word = f"{int.from_bytes(os.urandom(16), 'big') & ~(0xF << 76) & ~(3 << 62) | 4 << 76 | 2 << 62:032x}"
-    return f"{word[:8]}-{word[8:12]}-{word[12:16]}-{word[16:20]}-{word[20:]}"
-
-
 def host_name() -> str:
+    """Name this machine, as runs record it."""
     return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
 
 
@@ -419,7 +420,7 @@ def jsonable(value, name: str = "", parents: tuple = ()):
         if isinstance(tree, (dict, list)) and len(tree) > 1_000:
             return f"<{type(value).__name__} of {len(tree)} items: {_repr(list(tree)[:3])} ...>"
         if isinstance(tree, dict):
-            return {_text(str(key)): jsonable(item, str(key), parents) for key, item in tree.items()}
+            return {_text(str(key)): jsonable(tree[key], str(key), parents) for key in tree}
         if isinstance(tree, list):
             return [jsonable(item, "", parents) for item in tree]
         return _repr(value) if tree is value else jsonable(tree, "", parents)
@@ -475,7 +476,7 @@ def _dumps(value) -> str:
 # The first line holds "v" (format version, 1), "db" and "set"; any line may hold
 #   "t"         seconds since 1970
 #   "set"       {column of runs: value}
-#   "m"         {metric name: number or "NaN", "Infinity", "-Infinity"}, with "e" (epoch), "s" (step)
+#   "m"         {metric name: number, or "NaN" ...}, with "e" (epoch) and "s" (step)
 #   "artifact"  a path to append to artifacts_json
 # A line with "t" alone is a heartbeat. What follows the last newline was never acknowledged. Lines
 # and the offset behind them enter the store in one transaction, so any number of processes may
@@ -485,7 +486,7 @@ _JOURNAL_COLUMNS = frozenset(RUN_COLUMNS) - {"run_id", "journal_offset", "delete
 
 
 def journal_dirs(db_path: str) -> list[str]:
-    """List where a lab's journals may lie, best first: beside it, in the home, among temporary files."""
+    """List where a lab's journals may lie, best first: beside it, in the home, in /tmp."""
     import tempfile
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
     return [db_path + ".journals", os.path.expanduser(os.path.join("~", ".ai-lab", "journals")),
@@ -501,11 +502,13 @@ def pending(db_path: str) -> list[dict]:
                 run_id, extension = os.path.splitext(entry.name)
                 if extension != ".jsonl":
                     continue
-                with contextlib.suppress(OSError, ValueError, AttributeError), open(entry.path, "rb") as file:
-                    # Folders beyond the first are shared by all labs of the user.
-                    if place == 0 or json.loads(file.readline()).get("db") == db_path:
-                        size, changed = (status := os.stat(entry.path)).st_size, status.st_mtime
-                        found.append((changed, {"path": entry.path, "run_id": run_id, "bytes": size}))
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    with open(entry.path, "rb") as file:   # later folders are shared by all labs
+                        if place > 0 and json.loads(file.readline()).get("db") != db_path:
+                            continue
+                    status = os.stat(entry.path)
+                    found.append((status.st_mtime, {"path": entry.path, "run_id": run_id,
+                                                    "bytes": status.st_size}))
     return [journal for _, journal in sorted(found, key=lambda pair: pair[0])]
 
 
@@ -547,14 +550,14 @@ def _parse(lines: list[bytes], path: str) -> list[dict]:
             try:
                 records.append(json.loads(line))
             except ValueError:
-                _warn(("damaged", path), f"a line of {path} is damaged and was left out: {line[:80]!r}")
+                _warn(path, f"a line of {path} is damaged and was left out: {line[:80]!r}")
         return [record for record in records if isinstance(record, dict)]
 
 
 def _apply(conn, run_id: str, lines: list[bytes], path: str) -> None:
     """Write journal lines into runs and run_metrics."""
     columns: dict = {}
-    artifacts, rows, last_t = [], [], None
+    artifacts, rows, last_t = [], [], 0.0
     for record in _parse(lines, path):
         last_t = record.get("t", last_t)
         if "m" in record:
@@ -566,8 +569,7 @@ def _apply(conn, run_id: str, lines: list[bytes], path: str) -> None:
             columns.update(record.get("set", {}))
             if "artifact" in record:
                 artifacts.append(record["artifact"])
-    if last_t is not None:
-        columns["heartbeat_at"] = utc(last_t)
+    columns["heartbeat_at"] = utc(last_t)
     if "status" not in columns:                   # more from a run once taken for dead: it lives
         conn.execute("UPDATE runs SET status = 'running', ended_at = NULL, duration_s = NULL "
                      "WHERE run_id = ? AND status = 'killed'", (run_id,))
@@ -597,12 +599,13 @@ def drain_all(conn, db_path: str) -> list[str]:
         except FileNotFoundError:
             continue                              # another process has just taken it in
         except (sqlite3.Error, OSError) as error:
-            problems.append(f"the journal {journal['path']!r} could not be taken in ({error}); it is kept")
+            problems.append(f"the journal {journal['path']!r} is kept: it could not be taken in "
+                            f"({error})")
     return problems
 
 
 def _remove(path: str) -> None:
-    with contextlib.suppress(OSError):            # gone already, or still open on Windows: next time
+    with contextlib.suppress(OSError):            # gone, or still open on Windows: next time
         os.unlink(path)
 
 
@@ -624,7 +627,7 @@ class _Drainer:
     def __init__(self, db_path: str) -> None:
         self.db_path = db_path
         self.lock = threading.RLock()
-        self.conn = None
+        self.conn: Any = None
         self.runs: dict[str, Run] = {}
         self.is_healthy, self.is_busy = True, False
         self.is_closing = threading.Event()
@@ -671,9 +674,10 @@ class _Drainer:
                 self.disconnect()
             if only or not self.is_busy:
                 folders = {os.path.dirname(run.path) for run in self.runs.values()}
-                _warn(("store", self.db_path), f"the lab {self.db_path!r} cannot take in runs at present "
-                      f"({error}); training goes on, every point is kept in {' and '.join(sorted(folders))} "
-                      "and is taken in by the next process that opens the lab")
+                _warn(("store", self.db_path), f"the lab {self.db_path!r} cannot take in runs at "
+                      f"present ({error}); training goes on, every point is kept in "
+                      f"{' and '.join(sorted(folders))} and is taken in by the next process that "
+                      "opens the lab")
         finally:
             self.lock.release()
         return self.is_healthy
@@ -689,8 +693,8 @@ class _Drainer:
         except FileNotFoundError as error:
             self.runs.pop(run.run_id, None)
             if not run.is_over:                   # an ended one was taken in by another process
-                _warn(("lost", run.run_id), f"the journal {run.path!r} was removed while its run was alive "
-                      f"({error}): its points of the last half second, and those to come, are lost")
+                _warn(("lost", run.run_id), f"the journal {run.path!r} was removed under its run "
+                      f"({error}): points of the last half second, and those to come, are lost")
 
     def disconnect(self) -> None:
         conn, self.conn = self.conn, None
@@ -713,7 +717,7 @@ class _Drainer:
 
 _drainers: dict[str, _Drainer] = {}
 _drainers_lock = threading.Lock()                 # never held while anything is waited for
-_abandoned: list = []                             # a parent's connections, never closed by its child
+_abandoned: list = []                             # a parent's connections, never closed here
 
 
 def _drainer(db_path: str) -> _Drainer:
@@ -731,7 +735,7 @@ def _at_exit() -> None:
     deadline = time.monotonic() + EXIT_WAIT_S
     for drainer in list(_drainers.values()):
         for run in [run for run in drainer.runs.values() if not run.is_over]:
-            run.finish(error=getattr(sys, "last_value", None))   # what ended the script, if anything
+            run.finish(error=getattr(sys, "last_value", None))   # what ended the script
         drainer.close(max(0.1, deadline - time.monotonic()))
 
 
@@ -741,7 +745,7 @@ def _after_fork() -> None:
     _abandoned.append(dict(_drainers))
     for drainer in _drainers.values():
         for run in drainer.runs.values():
-            run._leave("a forked process does not write it: log from the process that began the run")
+            run._leave("a forked process does not write it: log from the process that began it")
     _drainers.clear()
     _drainers_lock = threading.Lock()
 
@@ -754,24 +758,27 @@ _current: contextvars.ContextVar[Run | None] = contextvars.ContextVar("ailab_run
 class Run:
     """One run, made by start_run() or @log_run: `with` it, or call finish().
 
-    Attributes: run_id (UUID), path (of its journal), db_path (of the lab it goes into), result (what
-    `with` ends it with). Its methods never raise for a fault of the lab: they warn once on stderr.
+    Attributes: run_id (UUID), path (of its journal), db_path (of its lab), result (what `with`
+    ends it with). Its methods never raise for a fault of the lab: they warn once on stderr.
     """
 
     def __init__(self, columns: dict, params: dict, db_path: str | None) -> None:
-        self.run_id = _uuid()
+        import uuid
+        self.run_id = str(uuid.uuid4())           # from the system: no seed makes it twice
         self.is_over, self.taken_in, self.result = False, 0, None
         self._keys: dict[str, str] = {}           # metric name -> '"name":'
         self._backlog: list[bytes] = []           # what the journal would not take
-        self._lock, self._wandb = threading.Lock(), None
+        self._lock = threading.Lock()          # of the backlog
+        self._wandb: Any = None
         try:
             self._begin(columns, params, db_path)
         except Exception as error:  # noqa: BLE001  nothing of ours may end a training
-            _warn(("begin", repr(error)), f"a run goes unrecorded: it could not be begun ({error!r})")
+            _warn(("begin", repr(error)), f"a run goes unrecorded: it did not begin ({error!r})")
             self._leave("it could not be begun")
 
     def _begin(self, columns: dict, params: dict, db_path: str | None) -> None:
-        self.db_path = os.path.abspath(os.path.expanduser(db_path)) if db_path else default_db_path()
+        self.db_path = default_db_path() if not db_path else os.path.abspath(
+            os.path.expanduser(db_path))
         facts, parent, cwd = _facts(), _current.get(), None
         self._began, self._t = time.monotonic(), time.time()
         with contextlib.suppress(OSError):        # it was deleted
@@ -829,7 +836,8 @@ class Run:
                     at += f',"s":{_as_json("step", step, is_whole=True) or "null"}'
                 self._write(f'{at},"m":{{{",".join(points)}}}}}\n'.encode())
                 if self._wandb is not None:
-                    self._wandb.log(named if epoch is None else {**named, "epoch": epoch}, step=step)
+                    more = {} if epoch is None else {"epoch": epoch}
+                    self._wandb.log({**named, **more}, step=step)
         except Exception as error:  # noqa: BLE001  nothing of ours may end a training
             _warn(("log", repr(error)), f"a point could not be logged and was left out ({error!r})")
 
@@ -841,7 +849,7 @@ class Run:
         self._write(_dumps(record).encode() + b"\n")
 
     def _write(self, line: bytes) -> None:
-        """Append to the journal: one system call and no lock, unless the journal would not take it."""
+        """Append to the journal: one system call, and no lock unless that failed."""
         n_written = 0
         with contextlib.suppress(OSError):        # told below, if it lasts
             if not self._backlog:
@@ -857,28 +865,28 @@ class Run:
                     if not self._backlog[0]:
                         self._backlog.pop(0)
             except OSError as error:
-                _warn(("journal", self.run_id), f"the journal {self.path!r} cannot be written ({error}); "
-                      f"training goes on, up to {MAX_BACKLOG:,} points wait in memory for room")
+                _warn(("journal", self.run_id), f"the journal {self.path!r} cannot be written "
+                      f"({error}); training goes on, its points wait in memory for room")
             if self._backlog and (self._fd < 0 or len(self._backlog) > MAX_BACKLOG):
                 self._backlog.clear()
                 why = self._why_left if self._fd < 0 else "its journal had no room for too long"
                 _warn(("lost", self.run_id), f"points of run {self.run_id} are lost: {why}")
 
     def log_artifact(self, path) -> None:
-        """Record the path of a file that the run made, absolute from now on; a URL stays as it is."""
+        """Record the path of a file that the run made, as absolute; a URL stays as it is."""
         try:
             text = os.fsdecode(os.fspath(path))
             if "://" not in text:
                 text = os.path.abspath(text)
                 if not os.path.exists(text):
-                    _warn(("artifact", text), f"the artifact {text!r} does not exist; its path is recorded")
+                    _warn(text, f"the artifact {text!r} does not exist; its path is recorded")
             self._append({"t": time.time(), "artifact": _text(text)})
         except Exception as error:  # noqa: BLE001  see log()
-            _warn(("artifact", repr(error)), f"the artifact {_repr(path)} was not recorded ({error})")
+            _warn(repr(error), f"the artifact {_repr(path)} was not recorded ({error})")
 
     def note(self, text: str) -> None:
         """Set the run's note, such as "PUBLISH: best so far"."""
-        self._append({"t": time.time(), "set": {"note": None if text is None else _text(str(text))}})
+        self._append({"t": time.time(), "set": {"note": text and _text(str(text))}})
 
     def finish(self, result=None, *, error: BaseException | None = None) -> None:
         """End the run and take it into the store, within FINISH_WAIT_S where that is busy.
@@ -891,7 +899,7 @@ class Run:
             return
         is_good = (error is None or isinstance(error, GeneratorExit)
                    or (isinstance(error, SystemExit) and error.code in (None, 0)))
-        status = "finished" if is_good else "killed" if isinstance(error, KeyboardInterrupt) else "failed"
+        is_stopped = isinstance(error, KeyboardInterrupt)
         try:
             metrics, artifacts, history = _split_result(result)
             logged = {"epoch", "step", *self._keys}   # what log() wrote is not written twice
@@ -902,14 +910,15 @@ class Run:
                 self.log_artifact(path)
             duration = time.monotonic() - self._began
             self._append({"t": time.time(), "set": {
-                "status": status, "ended_at": utc(self._t + duration), "duration_s": round(duration, 6),
-                "final_metrics_json": _dumps({name: _number(value) for name, value in metrics.items()}),
+                "status": "finished" if is_good else "killed" if is_stopped else "failed",
+                "ended_at": utc(self._t + duration), "duration_s": round(duration, 6),
+                "final_metrics_json": _dumps({name: _number(metrics[name]) for name in metrics}),
                 "error": None if is_good else _traceback(error)}})
             if self._wandb is not None:
                 self._wandb.summary.update(metrics)
                 self._wandb.finish(exit_code=int(not is_good))
         except Exception as problem:  # noqa: BLE001  see log()
-            _warn(("finish", repr(problem)), f"the end of a run could not be recorded ({problem!r})")
+            _warn(repr(problem), f"the end of a run could not be recorded ({problem!r})")
         self.is_over = True
         self._drainer.drain_live(FINISH_WAIT_S, only=self)
         if not self._backlog:
@@ -926,7 +935,7 @@ class Run:
                                      reinit="create_new")
             self._append({"set": {"wandb_url": self._wandb.url}})
         except Exception as error:  # noqa: BLE001  see log()
-            _warn("wandb", f"W&B does not mirror this run ({error!r}); the lab records it all the same")
+            _warn("wandb", f"W&B does not mirror this run ({error!r}); the lab records it still")
 
     def __enter__(self) -> Run:
         self._token = _current.set(self)
@@ -939,16 +948,19 @@ class Run:
 
 
 def _flatten(tree, prefix: str = "") -> dict:
-    flat = {}
+    flat: dict = {}
     for name, value in tree.items():
-        flat.update(_flatten(value, f"{prefix}{name}/") if hasattr(value, "items") else {f"{prefix}{name}": value})
+        path = f"{prefix}{name}"
+        flat.update(_flatten(value, path + "/") if hasattr(value, "items") else {path: value})
     return flat
 
 
 def _as_float(value) -> float | None:
-    """Turn a number of any library into a float; None for what is no number (text, lists, objects)."""
+    """Turn a number of any library into a float; None for text, lists and objects."""
     try:
-        return None if isinstance(value, (str, bytes)) else float(value.item() if hasattr(value, "item") else value)
+        if isinstance(value, (str, bytes)):
+            return None
+        return float(value.item() if hasattr(value, "item") else value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
     except Exception:  # noqa: BLE001  an object's own methods may raise anything
@@ -959,12 +971,13 @@ def _as_json(what: str, value, is_whole: bool = False) -> str | None:
     """Write a number as the journal does; None, with a warning, for what is none."""
     number = _as_float(value)
     if number is None or (is_whole and (number % 1 != 0 or abs(number) >= 1 << 63)):
-        _warn(("number", what), f"the {what} is no {'whole ' * is_whole}number but {_repr(value)[:80]}: left out")
+        _warn(("number", what), f"the {what} is no {'whole ' * is_whole}number but "
+              f"{_repr(value)[:80]}: left out")
         return None
     return str(int(value)) if is_whole else json.dumps(_number(number))
 
 
-def _traceback(error: BaseException) -> str:
+def _traceback(error) -> str:
     import traceback
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
@@ -1000,29 +1013,32 @@ def _split_result(result) -> tuple[dict[str, float], list, list[dict]]:
 def start_run(experiment_name: str | None = None, *, model_name: str | None = None,
               task_name: str | None = None, dataset_id: str | None = None, note: str | None = None,
               params: dict | None = None, db_path: str | None = None) -> Run:
-    """Begin a run where a decorator does not fit: `with start_run("iris", params={...}) as run:`."""
-    return Run({"experiment_name": experiment_name, "model_name": model_name, "task_name": task_name,
-                "dataset_id": dataset_id, "note": note}, jsonable(dict(params or {})), db_path)
+    """Begin a run where a decorator does not fit: `with start_run("iris", params={...}):`."""
+    return Run({"experiment_name": experiment_name, "model_name": model_name,
+                "task_name": task_name, "dataset_id": dataset_id, "note": note},
+               jsonable(dict(params or {})), db_path)
 
 
 def _run(caller: str) -> Run | None:
     """Find the run that log() means: the context's, else the only one alive in this process."""
-    live = [run for drainer in list(_drainers.values()) for run in list(drainer.runs.values()) if not run.is_over]
+    live = [run for drainer in list(_drainers.values()) for run in list(drainer.runs.values())
+            if not run.is_over]
     run = _current.get() or (live[0] if len(live) == 1 else None)
     if run is None:
-        _warn("no run", f"{caller}() was called while {len(live) or 'no'} runs are alive, none of them the current "
-              "one, and did nothing: call it inside a @log_run function or `with start_run()`")
+        _warn("no run", f"{caller}() did nothing, since {len(live) or 'no'} runs are alive and none "
+              "is the current one: call it inside a @log_run function or `with start_run()`")
     return run
 
 
-def log(metrics=None, /, *, epoch=None, step=None, **named) -> None:
-    """Log metrics of the current run: `log(epoch=3, loss=0.2)` or `log({"val/acc": 0.9}, step=120)`."""
+def log(metrics: object = None, /, *, epoch: object = None, step: object = None,
+        **named: object) -> None:
+    """Log metrics of the current run: `log(epoch=3, loss=0.2)` or `log({"val/acc": 0.9})`."""
     run = _current.get() or _run("log")
     if run is not None:
         run.log(metrics, epoch=epoch, step=step, **named)
 
 
-def log_artifact(path) -> None:
+def log_artifact(path: object) -> None:
     """Record the path of a file that the current run made."""
     if run := _run("log_artifact"):
         run.log_artifact(path)
@@ -1036,10 +1052,10 @@ def note(text: str) -> None:
 
 # --- log_run ------------------------------------------------------------------
 
-def log_run(function=None, /, *, experiment_name: str | None = None, model_name: str | None = None,
-            task_name: str | None = None, dataset_id: str | None = None, note: str | None = None,
-            db_path: str | None = None):
-    """Record every call of a function as a run: `@log_run`, `@log_run()` or `@log_run(task_name="x")`.
+def log_run(function: object = None, /, *, experiment_name: str | None = None,
+            model_name: str | None = None, task_name: str | None = None,
+            dataset_id: str | None = None, note: str | None = None, db_path: str | None = None):
+    """Record every call as a run: `@log_run`, `@log_run()` or `@log_run(task_name="x")`.
 
     The function may be sync, async or a generator; its signature, return value and exceptions stay
     as they were. Its arguments are the run's params; those called experiment_name, model_name,
@@ -1061,7 +1077,7 @@ def log_run(function=None, /, *, experiment_name: str | None = None, model_name:
 def _decorate(function, columns: dict, db_path: str | None):
     import inspect
     if not callable(function) or isinstance(function, (type, classmethod, staticmethod)):
-        raise TypeError(f"log_run decorates a function, not {function!r}: use it as @log_run, @log_run() or "
+        raise TypeError(f"log_run decorates a function, not {function!r}: use it as @log_run or "
                         "@log_run(experiment_name=...), below @staticmethod or @classmethod")
     signature = None
     with contextlib.suppress(TypeError, ValueError):  # some built-ins have none
@@ -1116,7 +1132,7 @@ def _wrap_generator(function, begin):
         run, generator = begin(args, kwargs), function(*args, **kwargs)
         step, value = generator.send, None
         while True:
-            token = _current.set(run)             # between two items the caller's run is the current one
+            token = _current.set(run)             # between items the caller's run is
             try:
                 item = step(value)
             except StopIteration as stop:

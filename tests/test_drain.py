@@ -1,4 +1,6 @@
 """Journals into the store: exactly once, whoever dies and whenever."""
+
+import contextlib
 import json
 import math
 import os
@@ -32,9 +34,13 @@ train()
 
 
 def start(body, db_path):
-    return subprocess.Popen([sys.executable, "-c", body], stdout=subprocess.PIPE, text=True,
-                            env={**os.environ, "PYTHONPATH": str(ROOT), "DB_PATH": db_path},
-                            cwd=os.path.dirname(db_path))
+    return subprocess.Popen(
+        [sys.executable, "-c", body],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DB_PATH": db_path},
+        cwd=os.path.dirname(db_path),
+    )
 
 
 def run_of(conn):
@@ -53,15 +59,15 @@ def test_sigkill_right_after_log_loses_no_point_and_doubles_none(db_path, n_epoc
     with start(TRAIN_FOR_EVER, db_path) as process:
         last = next(epoch for line in process.stdout if (epoch := int(line)) >= n_epochs)
         process.kill()
-        last = max([last, *(int(line) for line in process.stdout)])   # what it said before it died
+        last = max([last, *(int(line) for line in process.stdout)])  # what it said before it died
     conn = ailab.open_lab(db_path)
     assert ailab.take_in(conn, db_path) == []
     run, stored = run_of(conn), epochs(conn)
     conn.close()
     assert run["status"] == "killed" and run["error"] is None
     assert run["ended_at"] >= run["timestamp"] and run["duration_s"] >= 0
-    assert stored[:last + 1] == list(range(last + 1))
-    assert stored == list(range(len(stored)))          # at most the one it could not tell us about more
+    assert stored[: last + 1] == list(range(last + 1))
+    assert stored == list(range(len(stored)))  # at most the one it could not tell us about more
     assert lab_logger.pending(db_path) == []
 
 
@@ -75,8 +81,9 @@ def test_os_exit_right_after_a_call_returned_finds_the_run_by_plain_sql(db_path)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends processes in another way")
-@pytest.mark.parametrize(("number", "code", "status"), [
-    (signal.SIGINT, -2, "killed"), (signal.SIGTERM, -15, "killed")])
+@pytest.mark.parametrize(
+    ("number", "code", "status"), [(signal.SIGINT, -2, "killed"), (signal.SIGTERM, -15, "killed")]
+)
 def test_signal_ends_the_process_as_without_the_logger(db_path, number, code, status):
     with start(TRAIN_FOR_EVER, db_path) as process:
         process.stdout.readline()
@@ -104,20 +111,36 @@ def test_run_of_a_live_process_is_not_taken_for_killed(db_path):
     conn.close()
 
 
-@pytest.mark.parametrize(("host", "pid", "key", "is_dead"), [
-    ("another-host", 999_999_999, None, False),
-    (lab_logger.host_name(), None, None, False),
-    (lab_logger.host_name(), os.getpid(), lab_logger.process_key(), False),
-    (lab_logger.host_name(), 999_999_999, None, True),
-    pytest.param(lab_logger.host_name(), os.getpid(), "an-older-boot/pid:[1]/5", True,
-                 marks=pytest.mark.skipif(not lab_logger.process_key(), reason="no /proc")),
-    pytest.param(lab_logger.host_name(), os.getpid(),
-                 (lab_logger.process_key() or "//").rsplit("/", 1)[0] + "/5", True,
-                 marks=pytest.mark.skipif(not lab_logger.process_key(), reason="no /proc")),
-    pytest.param(lab_logger.host_name(), 999_999_999,
-                 (lab_logger.process_key() or "//").split("/")[0] + "/pid:[another]/5", False,
-                 marks=pytest.mark.skipif(not lab_logger.process_key(), reason="no /proc")),
-])
+@pytest.mark.parametrize(
+    ("host", "pid", "key", "is_dead"),
+    [
+        ("another-host", 999_999_999, None, False),
+        (lab_logger.host_name(), None, None, False),
+        (lab_logger.host_name(), os.getpid(), lab_logger.process_key(), False),
+        (lab_logger.host_name(), 999_999_999, None, True),
+        pytest.param(
+            lab_logger.host_name(),
+            os.getpid(),
+            "an-older-boot/pid:[1]/5",
+            True,
+            marks=pytest.mark.skipif(not lab_logger.process_key(), reason="no /proc"),
+        ),
+        pytest.param(
+            lab_logger.host_name(),
+            os.getpid(),
+            (lab_logger.process_key() or "//").rsplit("/", 1)[0] + "/5",
+            True,
+            marks=pytest.mark.skipif(not lab_logger.process_key(), reason="no /proc"),
+        ),
+        pytest.param(
+            lab_logger.host_name(),
+            999_999_999,
+            (lab_logger.process_key() or "//").split("/")[0] + "/pid:[another]/5",
+            False,
+            marks=pytest.mark.skipif(not lab_logger.process_key(), reason="no /proc"),
+        ),
+    ],
+)
 def test_process_is_dead_only_where_that_is_certain(host, pid, key, is_dead):
     if os.name == "nt" and key is None:
         pytest.skip("pids cannot be asked there")
@@ -126,13 +149,25 @@ def test_process_is_dead_only_where_that_is_certain(host, pid, key, is_dead):
 
 # --- The journal by itself ----------------------------------------------------
 
+
 def journal_of(points, *, ended):
     """Write a journal as the logger does: head, points as (name, value, epoch), an end."""
-    lines = [{"v": 1, "t": 1.0, "set": {"timestamp": lab_logger.utc(1.0), "status": "running",
-                                        "params_json": "{}"}}]
+    lines = [
+        {
+            "v": 1,
+            "t": 1.0,
+            "set": {"timestamp": lab_logger.utc(1.0), "status": "running", "params_json": "{}"},
+        }
+    ]
     lines += [{"t": 2.0, "e": epoch, "m": {name: value}} for name, value, epoch in points]
-    lines += [{"t": 3.0, "artifact": "/a"}, {"t": 4.0, "set": {
-        "status": "finished", "final_metrics_json": '{"acc":0.5}'}}] if ended else []
+    lines += (
+        [
+            {"t": 3.0, "artifact": "/a"},
+            {"t": 4.0, "set": {"status": "finished", "final_metrics_json": '{"acc":0.5}'}},
+        ]
+        if ended
+        else []
+    )
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
@@ -158,7 +193,9 @@ def test_torn_last_line_was_never_acknowledged_and_waits(db_path):
 
 def test_damaged_line_is_left_out_with_a_warning_and_hides_no_other(db_path, capfd):
     lab_logger._warned.clear()
-    lines = journal_of([("loss", 0.5, 1), ("loss", 0.25, 2), ("loss", 0.1, 3)], ended=True).splitlines(True)
+    lines = journal_of(
+        [("loss", 0.5, 1), ("loss", 0.25, 2), ("loss", 0.1, 3)], ended=True
+    ).splitlines(True)
     lines[2] = b"\0\0\xff garbage\n"
     path = put_journal(db_path, b"".join(lines))
     conn = ailab.open_lab(db_path)
@@ -193,16 +230,26 @@ class Crash(Exception):
     """Stands for a drainer that dies here."""
 
 
-POINTS = st.lists(st.tuples(st.sampled_from(["loss", "acc", "val/été"]),
-                            st.one_of(st.floats(-1e6, 1e6), st.sampled_from(["NaN", "Infinity"])),
-                            st.integers(0, 50)), max_size=30)
+POINTS = st.lists(
+    st.tuples(
+        st.sampled_from(["loss", "acc", "val/été"]),
+        st.one_of(st.floats(-1e6, 1e6), st.sampled_from(["NaN", "Infinity"])),
+        st.integers(0, 50),
+    ),
+    max_size=30,
+)
 
 
-@settings(max_examples=60, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(points=POINTS, cuts=st.lists(st.floats(0, 1), max_size=6), seed=st.integers(0, 2 ** 16))
-def test_store_equals_what_was_logged_whenever_writer_and_drainers_die(tmp_path_factory, points, cuts, seed):
-    """Cut the journal at random bytes, kill drainers at random statements, replay: nothing lost or doubled."""
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(points=POINTS, cuts=st.lists(st.floats(0, 1), max_size=6), seed=st.integers(0, 2**16))
+def test_store_equals_what_was_logged_whenever_writer_and_drainers_die(
+    tmp_path_factory, points, cuts, seed
+):
+    """Cut at random bytes, kill drainers at random statements, replay: nothing lost or doubled."""
     db_path = str(tmp_path_factory.mktemp("drain") / "lab.db")
     data, dice = journal_of(points, ended=True), random.Random(seed)
     path = put_journal(db_path, b"")
@@ -210,30 +257,41 @@ def test_store_equals_what_was_logged_whenever_writer_and_drainers_die(tmp_path_
     chunk, lab_logger.CHUNK_BYTES = lab_logger.CHUNK_BYTES, dice.choice([64, 500, 1 << 19])
     try:
         for cut in [*sorted(cuts), 1.0]:
-            path.write_bytes(data[:int(len(data) * cut)])
+            path.write_bytes(data[: int(len(data) * cut)])
             victim, countdown = ailab.open_lab(db_path), dice.randrange(1, 60)
 
             def die():
                 nonlocal countdown
                 countdown -= 1
                 if countdown == 0:
-                    return 1                      # SQLite then fails the statement, as a crash would
+                    return 1  # SQLite then fails the statement, as a crash would
                 return 0
+
             victim.set_progress_handler(die, 25)
-            try:
+            with contextlib.suppress(sqlite3.Error):
                 lab_logger.drain(victim, str(path))
-            except sqlite3.Error:
-                pass
-            victim.close()                        # rolls back what it had not committed
+            victim.close()  # rolls back what it had not committed
             lab_logger.drain(conn, str(path))
     finally:
         lab_logger.CHUNK_BYTES = chunk
-    stored = [(row[0], row[1], row[2]) for row in conn.execute(
-        "SELECT metric_name, metric_value, epoch FROM run_metrics ORDER BY id")]
-    assert stored == [(name, None if value == "NaN" else float(value), epoch) for name, value, epoch in points]
+    stored = [
+        (row[0], row[1], row[2])
+        for row in conn.execute(
+            "SELECT metric_name, metric_value, epoch FROM run_metrics ORDER BY id"
+        )
+    ]
+    assert stored == [
+        (name, None if value == "NaN" else float(value), epoch) for name, value, epoch in points
+    ]
     assert run_of(conn)["artifacts_json"] == '["/a"]'
-    counts = dict(conn.execute("SELECT metric_name, n_points FROM metric_summary WHERE n_points > 0").fetchall())
-    assert counts == {name: sum(point[0] == name for point in points) for name in {p[0] for p in points}}
+    counts = dict(
+        conn.execute(
+            "SELECT metric_name, n_points FROM metric_summary WHERE n_points > 0"
+        ).fetchall()
+    )
+    assert counts == {
+        name: sum(point[0] == name for point in points) for name in {p[0] for p in points}
+    }
     conn.close()
 
 
@@ -247,6 +305,7 @@ def test_two_drainers_at_once_take_each_line_in_once(db_path):
         conn = ailab.open_lab(db_path)
         problems.extend(lab_logger.drain_all(conn, db_path))
         conn.close()
+
     try:
         threads = [threading.Thread(target=take_in) for _ in range(4)]
         for thread in threads:
@@ -277,8 +336,9 @@ for seed in range(10):
         process.stdout.close()
     conn = ailab.open_lab(db_path)
     ailab.take_in(conn, db_path)
-    assert conn.execute("SELECT count(*), count(DISTINCT run_id) FROM runs WHERE status = 'finished'"
-                        ).fetchone() == (60, 60)
+    assert conn.execute(
+        "SELECT count(*), count(DISTINCT run_id) FROM runs WHERE status = 'finished'"
+    ).fetchone() == (60, 60)
     assert conn.execute("SELECT count(*) FROM run_metrics").fetchone() == (300,)
     assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     conn.close()
@@ -299,7 +359,9 @@ def test_live_run_reaches_the_store_while_it_trains(db_path):
 
 
 def test_journals_in_a_shared_folder_go_only_to_their_own_lab(tmp_path, monkeypatch):
-    monkeypatch.setattr(lab_logger, "journal_dirs", lambda db_path: [db_path + ".none", str(tmp_path / "shared")])
+    monkeypatch.setattr(
+        lab_logger, "journal_dirs", lambda db_path: [db_path + ".none", str(tmp_path / "shared")]
+    )
     (tmp_path / "shared").mkdir()
     for lab in ("a", "b"):
         head = json.dumps({"v": 1, "t": 1.0, "db": f"/{lab}.db", "set": {"status": "running"}})

@@ -1,4 +1,5 @@
-"""The logger as a training script meets it: what is recorded, and what never happens to training."""
+"""The logger as a training script meets it: what is recorded, what never harms training."""
+
 import asyncio
 import dataclasses
 import inspect
@@ -39,18 +40,30 @@ def only_run(db_path):
 
 
 def points(db_path, name):
-    return [(row["epoch"], row["metric_value"]) for row in rows(
-        db_path, "SELECT epoch, metric_value FROM run_metrics WHERE metric_name = ? ORDER BY id", name)]
+    return [
+        (row["epoch"], row["metric_value"])
+        for row in rows(
+            db_path,
+            "SELECT epoch, metric_value FROM run_metrics WHERE metric_name = ? ORDER BY id",
+            name,
+        )
+    ]
 
 
 def script(db_path, body, *argv, **env):
     """Run a training script of its own, as a user would; returns the finished process."""
-    return subprocess.run([sys.executable, "-c", body, *argv], cwd=os.path.dirname(db_path),
-                          env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-                          capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-c", body, *argv],
+        cwd=os.path.dirname(db_path),
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 # --- What is recorded ---------------------------------------------------------
+
 
 def test_run_when_function_returns_is_in_the_store_whole(db_path):
     @log_run(experiment_name="iris", task_name="classify")
@@ -64,10 +77,18 @@ def test_run_when_function_returns_is_in_the_store_whole(db_path):
     run = only_run(db_path)
     assert result == {"accuracy": 0.9, "artifacts": [__file__]}
     assert json.loads(run["params_json"]) == {
-        "learning_rate": 0.1, "n_epochs": 2, "model_name": "svm", "seed": 3}
+        "learning_rate": 0.1,
+        "n_epochs": 2,
+        "model_name": "svm",
+        "seed": 3,
+    }
     assert json.loads(run["final_metrics_json"]) == {"accuracy": 0.9}
     assert json.loads(run["artifacts_json"]) == [__file__]
-    assert (run["experiment_name"], run["model_name"], run["task_name"]) == ("iris", "svm", "classify")
+    assert (run["experiment_name"], run["model_name"], run["task_name"]) == (
+        "iris",
+        "svm",
+        "classify",
+    )
     assert (run["status"], run["error"], run["note"]) == ("finished", None, None)
     assert run["python_version"] == sys.version.split()[0]
     assert run["ended_at"] >= run["timestamp"] and len(run["timestamp"]) == 27
@@ -100,23 +121,31 @@ def test_decorator_when_given_a_name_that_is_no_text_says_so_at_once():
         log_run(experiment_name=3)
 
 
-@pytest.mark.parametrize(("result", "finals"), [
-    ({"acc": 1, "val": {"loss": 0.25}}, {"acc": 1.0, "val/loss": 0.25}),
-    (({"acc": 0.5}, "model.bin"), {"acc": 0.5}),
-    (0.75, {"result": 0.75}),
-    (SimpleNamespace(ndim=0, item=lambda: 0.5), {"result": 0.5}),
-    (None, {}), ("text", {}), (True, {}), ([1, 2, 3], {}), (object(), {}),
-    ({"acc": "high", "flag": True, "n": 10 ** 400}, {"n": "Infinity"}),
-    ({"loss": math.nan, "gain": -math.inf}, {"loss": "NaN", "gain": "-Infinity"}),
-])
+@pytest.mark.parametrize(
+    ("result", "finals"),
+    [
+        ({"acc": 1, "val": {"loss": 0.25}}, {"acc": 1.0, "val/loss": 0.25}),
+        (({"acc": 0.5}, "model.bin"), {"acc": 0.5}),
+        (0.75, {"result": 0.75}),
+        (SimpleNamespace(ndim=0, item=lambda: 0.5), {"result": 0.5}),
+        (None, {}),
+        ("text", {}),
+        (True, {}),
+        ([1, 2, 3], {}),
+        (object(), {}),
+        ({"acc": "high", "flag": True, "n": 10**400}, {"n": "Infinity"}),
+        ({"loss": math.nan, "gain": -math.inf}, {"loss": "NaN", "gain": "-Infinity"}),
+    ],
+)
 def test_final_metrics_are_the_numbers_that_were_returned(db_path, result, finals):
     returned = log_run(lambda: result)()
     assert returned is result
     assert json.loads(only_run(db_path)["final_metrics_json"]) == finals
 
 
-@pytest.mark.parametrize("history", [
-    [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}], {"loss": [0.5, 0.25]}])
+@pytest.mark.parametrize(
+    "history", [[{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}], {"loss": [0.5, 0.25]}]
+)
 @pytest.mark.parametrize("key", ["history", "epoch_metrics"])
 def test_history_when_returned_becomes_points(db_path, key, history):
     log_run(lambda: {key: history})()
@@ -128,6 +157,7 @@ def test_history_when_its_metric_was_logged_live_is_not_written_twice(db_path):
     def train():
         log(epoch=1, loss=0.5)
         return {"history": [{"epoch": 1, "loss": 0.5, "f1": 0.9}]}
+
     train()
     assert points(db_path, "loss") == [(1, 0.5)]
     assert points(db_path, "f1") == [(1, 0.9)]
@@ -144,7 +174,11 @@ def test_params_are_stored_as_they_were_at_the_call(db_path):
 
     train([1, 2], Config(), Path("data"))
     assert json.loads(only_run(db_path)["params_json"]) == {
-        "layers": [1, 2], "config": {"lr": 0.1}, "path": "data", "when": "builtins.print"}
+        "layers": [1, 2],
+        "config": {"lr": 0.1},
+        "path": "data",
+        "when": "builtins.print",
+    }
 
 
 class Hostile:
@@ -164,23 +198,50 @@ for _ in range(20_000):
     DEEP = [DEEP]
 
 
-@pytest.mark.parametrize("value", [
-    Hostile(), CYCLE, DEEP, {1: {2, 3}}, {(1, 2): 3}, b"\xff", "\ud800", "a\0b", 10 ** 6000,
-    math.nan, 1j, object(), "x" * 5_000_000, list(range(100_000)), range(3), {"k": math.inf}],
-    ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value",
+    [
+        Hostile(),
+        CYCLE,
+        DEEP,
+        {1: {2, 3}},
+        {(1, 2): 3},
+        b"\xff",
+        "\ud800",
+        "a\0b",
+        10**6000,
+        math.nan,
+        1j,
+        object(),
+        "x" * 5_000_000,
+        list(range(100_000)),
+        range(3),
+        {"k": math.inf},
+    ],
+    ids=lambda value: type(value).__name__,
+)
 def test_param_that_json_cannot_hold_is_stored_as_strict_json_beside_the_others(db_path, value):
     log_run(lambda odd, good: None)(value, 7)
 
     def refuse(token):
         raise AssertionError(token)
+
     assert json.loads(only_run(db_path)["params_json"], parse_constant=refuse)["good"] == 7
 
 
 def test_secrets_never_reach_the_store(db_path):
-    secret = "hunter" + "2"                       # in two parts: `-c` puts this code into the command
-    done = script(db_path, "from lab_logger import log_run; s = 'hunter' + '2'; log_run(lambda api_key, "
-                  "config, max_tokens, url: None)(s, {'password': s}, 99, f'https://me:{s}@host/x')",
-                  "--api-key", secret, f"--token={secret}", f"postgres://u:{secret}@h/db", "--max_tokens", "5")
+    secret = "hunter" + "2"  # in two parts: `-c` puts this code into the command
+    done = script(
+        db_path,
+        "from lab_logger import log_run; s = 'hunter' + '2'; log_run(lambda api_key, "
+        "config, max_tokens, url: None)(s, {'password': s}, 99, f'https://me:{s}@host/x')",
+        "--api-key",
+        secret,
+        f"--token={secret}",
+        f"postgres://u:{secret}@h/db",
+        "--max_tokens",
+        "5",
+    )
     run = only_run(db_path)
     assert done.returncode == 0, done.stderr
     assert not [column for column, value in run.items() if secret in str(value)]
@@ -190,8 +251,13 @@ def test_secrets_never_reach_the_store(db_path):
 
 def test_git_state_holds_hash_and_diff_without_dotenv_files(tmp_path, db_path):
     def git(*args):
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *args], cwd=tmp_path,
-                       check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *args],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
+
     (tmp_path / "model.py").write_text("old = 1\n")
     git("init", "-q")
     git("add", "model.py")
@@ -200,10 +266,16 @@ def test_git_state_holds_hash_and_diff_without_dotenv_files(tmp_path, db_path):
     (tmp_path / "extra.py").write_text("untracked = 3\n")
     (tmp_path / ".env").write_text("API_KEY=hunter2\n")
     (tmp_path / "blob.bin").write_bytes(b"\0\1")
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True)
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True
+    )
 
-    done = subprocess.run([sys.executable, "-c", "from lab_logger import log_run; log_run(lambda: 1)()"],
-                          cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", "from lab_logger import log_run; log_run(lambda: 1)()"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=60,
+    )
 
     run = only_run(db_path)
     assert done.returncode == 0
@@ -215,14 +287,22 @@ def test_git_state_holds_hash_and_diff_without_dotenv_files(tmp_path, db_path):
 
 # --- Points -------------------------------------------------------------------
 
+
 def test_log_takes_mappings_nested_names_and_numbers_of_any_kind(db_path):
     with start_run("e") as run:
         run.log({"val": {"acc": 0.5}, "n": 3, "flag": True}, epoch=1, step=120)
         log(epoch=2, nan=math.nan, up=math.inf, tensor=SimpleNamespace(item=lambda: 0.25))
-    found = rows(db_path, "SELECT epoch, step, metric_name, metric_value FROM run_metrics ORDER BY id")
+    found = rows(
+        db_path, "SELECT epoch, step, metric_name, metric_value FROM run_metrics ORDER BY id"
+    )
     assert [tuple(row.values()) for row in found] == [
-        (1, 120, "val/acc", 0.5), (1, 120, "n", 3.0), (1, 120, "flag", 1.0),
-        (2, None, "nan", None), (2, None, "up", math.inf), (2, None, "tensor", 0.25)]
+        (1, 120, "val/acc", 0.5),
+        (1, 120, "n", 3.0),
+        (1, 120, "flag", 1.0),
+        (2, None, "nan", None),
+        (2, None, "up", math.inf),
+        (2, None, "tensor", 0.25),
+    ]
 
 
 def test_metric_that_is_no_number_is_left_out_with_one_warning(db_path, capfd):
@@ -230,10 +310,12 @@ def test_metric_that_is_no_number_is_left_out_with_one_warning(db_path, capfd):
         for _ in range(3):
             log(epoch=1, loss="low", good=1)
     assert points(db_path, "loss") == [] and len(points(db_path, "good")) == 3
-    assert capfd.readouterr().err == "lab_logger: the metric 'loss' is no number but 'low': left out\n"
+    assert (
+        capfd.readouterr().err == "lab_logger: the metric 'loss' is no number but 'low': left out\n"
+    )
 
 
-@pytest.mark.parametrize("epoch", ["three", 1.5, math.nan, [], 2 ** 63, "3"])
+@pytest.mark.parametrize("epoch", ["three", 1.5, math.nan, [], 2**63, "3"])
 def test_epoch_that_is_no_whole_number_costs_a_warning_and_no_point(db_path, capfd, epoch):
     with start_run():
         log(epoch=epoch, loss=0.5)
@@ -245,7 +327,10 @@ def test_hostile_metric_names_are_stored_as_text(db_path):
     names = ['a"b', "new\nline", "\ud800", "x" * 10_000, "'; DROP TABLE runs; --", "été"]
     with start_run():
         log(dict.fromkeys(names, 1.0))
-    stored = [row["metric_name"] for row in rows(db_path, "SELECT metric_name FROM run_metrics ORDER BY id")]
+    stored = [
+        row["metric_name"]
+        for row in rows(db_path, "SELECT metric_name FROM run_metrics ORDER BY id")
+    ]
     assert stored == [name.encode("utf-8", "backslashreplace").decode() for name in names]
 
 
@@ -254,7 +339,9 @@ def test_log_outside_of_a_run_says_what_to_do(db_path, capfd):
     assert "call it inside a @log_run function or `with start_run()`" in capfd.readouterr().err
 
 
-def test_artifact_that_does_not_exist_is_recorded_with_a_warning(db_path, capfd, tmp_path, monkeypatch):
+def test_artifact_that_does_not_exist_is_recorded_with_a_warning(
+    db_path, capfd, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     with start_run():
         log_artifact("gone.bin")
@@ -263,7 +350,9 @@ def test_artifact_that_does_not_exist_is_recorded_with_a_warning(db_path, capfd,
     gone = str(tmp_path / "gone.bin")
     assert json.loads(only_run(db_path)["artifacts_json"]) == [gone, "s3://bucket/model"]
     err = capfd.readouterr().err
-    assert f"the artifact {gone!r} does not exist" in err and "the artifact 3 was not recorded" in err
+    assert (
+        f"the artifact {gone!r} does not exist" in err and "the artifact 3 was not recorded" in err
+    )
 
 
 def test_note_and_result_of_a_with_block_are_stored(db_path):
@@ -276,13 +365,23 @@ def test_note_and_result_of_a_with_block_are_stored(db_path):
 
 # --- How a run ends -----------------------------------------------------------
 
-@pytest.mark.parametrize(("error", "status"), [
-    (ValueError("boom"), "failed"), (KeyboardInterrupt(), "killed"), (SystemExit(0), "finished"),
-    (SystemExit(3), "failed"), (MemoryError(), "failed"), (GeneratorExit(), "finished")])
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("boom"), "failed"),
+        (KeyboardInterrupt(), "killed"),
+        (SystemExit(0), "finished"),
+        (SystemExit(3), "failed"),
+        (MemoryError(), "failed"),
+        (GeneratorExit(), "finished"),
+    ],
+)
 def test_exception_passes_untouched_and_its_run_says_so(db_path, error, status):
     @log_run
     def train():
         raise error
+
     with pytest.raises(type(error)) as caught:
         train()
     run = only_run(db_path)
@@ -298,6 +397,7 @@ def test_call_with_wrong_arguments_raises_its_own_error(db_path):
     @log_run
     def train(a):
         return a
+
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'a'"):
         train()
     assert only_run(db_path)["status"] == "failed"
@@ -315,6 +415,7 @@ def test_generator_keeps_its_protocol_and_its_run_is_current_only_inside(db_path
             except ValueError:
                 yield 3
             return 0.5
+
         generator = steps()
         seen = [next(generator)]
         log(outer=1)
@@ -325,11 +426,19 @@ def test_generator_keeps_its_protocol_and_its_run_is_current_only_inside(db_path
         return {"seen": len(seen), "stop": stop.value.value}
 
     assert outer() == {"seen": 3, "stop": 0.5}
-    by_run = rows(db_path, "SELECT experiment_name, metric_name, metric_value FROM run_metrics "
-                           "JOIN runs USING (run_id) ORDER BY metric_name")
-    assert [tuple(row.values()) for row in by_run] == [("inner", "inner", 7.0), ("outer", "outer", 1.0)]
-    inner, outer_run = (rows(db_path, "SELECT * FROM runs WHERE experiment_name = ?", name)[0]
-                        for name in ("inner", "outer"))
+    by_run = rows(
+        db_path,
+        "SELECT experiment_name, metric_name, metric_value FROM run_metrics "
+        "JOIN runs USING (run_id) ORDER BY metric_name",
+    )
+    assert [tuple(row.values()) for row in by_run] == [
+        ("inner", "inner", 7.0),
+        ("outer", "outer", 1.0),
+    ]
+    inner, outer_run = (
+        rows(db_path, "SELECT * FROM runs WHERE experiment_name = ?", name)[0]
+        for name in ("inner", "outer")
+    )
     assert inner["parent_run_id"] == outer_run["run_id"] and outer_run["parent_run_id"] is None
 
 
@@ -348,11 +457,16 @@ def test_async_runs_side_by_side_keep_their_points_apart(db_path):
             yield epoch
 
     async def main():
-        return await asyncio.gather(*(train(seed) for seed in range(5))), [item async for item in stream()]
+        return await asyncio.gather(*(train(seed) for seed in range(5))), [
+            item async for item in stream()
+        ]
 
     assert asyncio.run(main()) == ([0, 1, 2, 3, 4], [0, 1])
-    found = rows(db_path, "SELECT count(DISTINCT metric_value) AS n, count(*) AS rows FROM run_metrics "
-                          "WHERE metric_name = 'seed' GROUP BY run_id")
+    found = rows(
+        db_path,
+        "SELECT count(DISTINCT metric_value) AS n, count(*) AS rows FROM run_metrics "
+        "WHERE metric_name = 'seed' GROUP BY run_id",
+    )
     assert found == [{"n": 1, "rows": 3}] * 5
     assert points(db_path, "streamed") == [(0, 0.0), (1, 1.0)]
 
@@ -372,14 +486,18 @@ def test_threads_keep_their_runs_apart_and_a_helper_thread_finds_the_only_run(db
         helper = threading.Thread(target=log, kwargs={"helped": 1})
         helper.start()
         helper.join()
-    found = rows(db_path, "SELECT count(DISTINCT metric_value) AS n, count(*) AS rows FROM run_metrics "
-                          "WHERE metric_name = 'seed' GROUP BY run_id")
+    found = rows(
+        db_path,
+        "SELECT count(DISTINCT metric_value) AS n, count(*) AS rows FROM run_metrics "
+        "WHERE metric_name = 'seed' GROUP BY run_id",
+    )
     assert found == [{"n": 1, "rows": 20}] * 8
     assert points(db_path, "helped") == [(None, 1.0)]
 
 
 def test_run_ids_stay_unique_when_seeds_are_equal(db_path):
     import random
+
     for _ in range(5):
         random.seed(0)
         log_run(lambda: None)()
@@ -425,8 +543,10 @@ def broken_parent(db_path):
     Path(db_path).parent.joinpath("file").write_text("in the way")
 
 
-@pytest.mark.parametrize("break_store", [
-    broken_corrupt, broken_directory, broken_foreign_table, broken_newer, broken_parent])
+@pytest.mark.parametrize(
+    "break_store",
+    [broken_corrupt, broken_directory, broken_foreign_table, broken_newer, broken_parent],
+)
 def test_broken_store_costs_one_warning_and_keeps_the_journal(tmp_path, break_store):
     db_path = str(tmp_path / "lab.db")
     break_store(db_path)
@@ -434,8 +554,14 @@ def test_broken_store_costs_one_warning_and_keeps_the_journal(tmp_path, break_st
         db_path = str(tmp_path / "file" / "lab.db")
     before = Path(db_path).read_bytes() if os.path.isfile(db_path) else None
 
-    done = subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "DB_PATH": db_path}, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DB_PATH": db_path},
+        cwd=tmp_path,
+    )
 
     assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr
     (line,) = done.stderr.splitlines()
@@ -466,9 +592,14 @@ def test_store_locked_by_another_writer_delays_a_run_but_loses_nothing(db_path):
 def test_closed_stderr_and_warnings_as_errors_change_nothing(tmp_path):
     db_path = str(tmp_path / "lab.db")
     broken_corrupt(db_path)
-    done = subprocess.run([sys.executable, "-W", "error", "-c", "import sys; sys.stderr.close()\n" + TRAIN],
-                          capture_output=True, text=True, timeout=60, cwd=tmp_path,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "DB_PATH": db_path})
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "import sys; sys.stderr.close()\n" + TRAIN],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DB_PATH": db_path},
+    )
     assert (done.returncode, done.stdout) == (0, "trained\n")
 
 
@@ -478,7 +609,8 @@ def test_full_disk_keeps_points_until_there_is_room_again(db_path, monkeypatch, 
     def write_or_fail(fd, data):
         if is_full[0]:
             raise OSError(28, "No space left on device")
-        return write(fd, data[:len(data) // 2 + 1])   # and a short write now and then
+        return write(fd, data[: len(data) // 2 + 1])  # and a short write now and then
+
     monkeypatch.setattr(os, "write", write_or_fail)
     with start_run():
         log(epoch=1, loss=1)
@@ -490,7 +622,9 @@ def test_full_disk_keeps_points_until_there_is_room_again(db_path, monkeypatch, 
     assert "No space left on device" in capfd.readouterr().err
 
 
-def test_journal_that_cannot_be_written_anywhere_costs_a_warning(db_path, monkeypatch, capfd, tmp_path):
+def test_journal_that_cannot_be_written_anywhere_costs_a_warning(
+    db_path, monkeypatch, capfd, tmp_path
+):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(lab_logger, "journal_dirs", lambda db_path: [str(tmp_path / "file" / "x")])
     assert log_run(lambda: log(loss=1) or 5)() == 5
@@ -515,18 +649,25 @@ with lab_logger.start_run("parent") as run:
 """
     done = script(db_path, body)
     assert done.returncode == 0, done.stderr
-    assert "log from the process that began the run" in done.stderr
-    found = rows(db_path, "SELECT experiment_name, status, epoch FROM runs JOIN run_metrics USING (run_id) "
-                          "ORDER BY epoch")
+    assert "log from the process that began it" in done.stderr
+    found = rows(
+        db_path,
+        "SELECT experiment_name, status, epoch FROM runs JOIN run_metrics USING (run_id) "
+        "ORDER BY epoch",
+    )
     assert [tuple(row.values()) for row in found] == [
-        ("parent", "finished", 1), ("parent", "finished", 2), ("child", "finished", 5)]
+        ("parent", "finished", 1),
+        ("parent", "finished", 2),
+        ("child", "finished", 5),
+    ]
 
 
 def test_logger_changes_no_global_state(db_path):
     body = """
 import logging, os, random, signal, sys, threading, warnings
 def state():
-    return (random.getstate(), [signal.getsignal(s) for s in (2, 15)], os.getcwd(), dict(os.environ),
+    return (random.getstate(), [signal.getsignal(s) for s in (2, 15)], os.getcwd(),
+        dict(os.environ),
             sys.excepthook, threading.excepthook, logging.root.handlers[:], logging.root.level,
             sys.stdout, sys.stderr, warnings.filters[:], sys.getrecursionlimit(), sys.gettrace())
 import lab_logger
@@ -540,10 +681,19 @@ assert state() == before
 
 def test_one_copied_file_runs_on_a_bare_interpreter(db_path):
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-         "before = set(sys.modules)\nimport lab_logger\n"
-         "assert 'sqlite3' not in sys.modules and 'subprocess' not in sys.modules"],
-        capture_output=True, text=True, timeout=60)
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+            "before = set(sys.modules)\nimport lab_logger\n"
+            "assert 'sqlite3' not in sys.modules and 'subprocess' not in sys.modules",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -558,17 +708,25 @@ def test_run_still_open_at_exit_ends_as_its_script_did(db_path):
 
 # --- Settings -----------------------------------------------------------------
 
+
 def test_dotenv_is_read_from_the_nearest_folder_upward(tmp_path, monkeypatch):
     (tmp_path / ".env").write_text(
-        "# comment\nexport DB_PATH='sub/lab.db'  # beside\nDATASET_ID=\"iris # 1\"\nPROJECT_NAME = my lab # x\n"
-        "EMPTY=\nURL=http://x/#frag\nnot a pair\n")
+        "# comment\nexport DB_PATH='sub/lab.db'  # beside\nDATASET_ID=\"iris # 1\"\n"
+        "PROJECT_NAME = my lab # x\n"
+        "EMPTY=\nURL=http://x/#frag\nnot a pair\n"
+    )
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
     monkeypatch.delenv("DB_PATH", raising=False)
     path, values = lab_logger.read_dotenv()
     assert path == str(tmp_path / ".env")
-    assert values == {"DB_PATH": "sub/lab.db", "DATASET_ID": "iris # 1", "PROJECT_NAME": "my lab",
-                      "EMPTY": "", "URL": "http://x/#frag"}
+    assert values == {
+        "DB_PATH": "sub/lab.db",
+        "DATASET_ID": "iris # 1",
+        "PROJECT_NAME": "my lab",
+        "EMPTY": "",
+        "URL": "http://x/#frag",
+    }
     assert lab_logger.default_db_path() == str(tmp_path / "sub" / "lab.db")
     assert lab_logger.setting("EMPTY", "d") == ("d", "the default")
     monkeypatch.setenv("DATASET_ID", "wine")
@@ -579,8 +737,9 @@ def test_dataset_comes_from_the_argument_then_the_environment(db_path, monkeypat
     monkeypatch.setenv("DATASET_ID", "wine")
     log_run(lambda: None)()
     log_run(lambda dataset_id: None)("iris")
-    assert [row["dataset_id"] for row in rows(db_path, "SELECT dataset_id FROM runs ORDER BY timestamp")] == [
-        "wine", "iris"]
+    assert [
+        row["dataset_id"] for row in rows(db_path, "SELECT dataset_id FROM runs ORDER BY timestamp")
+    ] == ["wine", "iris"]
 
 
 def test_wandb_when_it_fails_is_a_warning(db_path, monkeypatch, capfd):
@@ -602,7 +761,10 @@ def test_wandb_mirrors_params_points_and_finals(db_path, monkeypatch):
 
         def finish(self, exit_code):
             calls.append(("finish", exit_code))
-    fake = SimpleNamespace(init=lambda **kw: calls.append(("init", kw["project"], kw["config"])) or FakeRun())
+
+    fake = SimpleNamespace(
+        init=lambda **kw: calls.append(("init", kw["project"], kw["config"])) or FakeRun()
+    )
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setenv("WANDB_PROJECT", "p")
 
@@ -610,7 +772,12 @@ def test_wandb_mirrors_params_points_and_finals(db_path, monkeypatch):
     def train(lr):
         log(epoch=1, loss=0.5)
         return 0.9
+
     train(0.1)
-    assert calls == [("init", "p", {"lr": 0.1}), ("log", {"loss": 0.5, "epoch": 1}, None),
-                     ("summary", {"result": 0.9}), ("finish", 0)]
+    assert calls == [
+        ("init", "p", {"lr": 0.1}),
+        ("log", {"loss": 0.5, "epoch": 1}, None),
+        ("summary", {"result": 0.9}),
+        ("finish", 0),
+    ]
     assert only_run(db_path)["wandb_url"] == "https://wandb.example/run"
