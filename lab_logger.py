@@ -1025,7 +1025,7 @@ def _run(caller: str) -> Run | None:
             if not run.is_over]
     run = _current.get() or (live[0] if len(live) == 1 else None)
     if run is None:
-        _warn("no run", f"{caller}() did nothing, since {len(live) or 'no'} runs are alive and none "
+        _warn("no run", f"{caller}() did nothing: {len(live) or 'no'} runs are alive and none "
               "is the current one: call it inside a @log_run function or `with start_run()`")
     return run
 
