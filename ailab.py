@@ -878,7 +878,7 @@ def _no_run(conn: sqlite3.Connection, run_id: str, is_trash: bool) -> NotFound:
     if len(run_id) < MIN_PREFIX:
         return NotFound(
             f"there is no run {shown!r} in this lab: give its id, or at least the first "
-                        f"{MIN_PREFIX} characters of it")
+            f"{MIN_PREFIX} characters of it")
     return NotFound(f"there is no run {shown!r} in this lab: `ailab runs` lists what there is")
 
 
@@ -896,8 +896,9 @@ def _page(conn: sqlite3.Connection, query: RunQuery, columns: str, limit: int,
     bound = {**query.bound, "limit": limit, "offset": offset}
     rows = conn.execute(ranked, bound).fetchall()
     if len(rows) < limit:
-        n_ranked = offset + len(rows) if rows or not offset else conn.execute(count,
-                                                                              bound).fetchone()[0]
+        n_ranked = offset + len(rows)
+        if offset and not rows:
+            n_ranked = conn.execute(count, bound).fetchone()[0]
         bound.update(limit=limit - len(rows), offset=max(0, offset - n_ranked))
         rows += conn.execute(rest, bound).fetchall()
     return rows
@@ -970,8 +971,8 @@ def _details(conn: sqlite3.Connection, run_ids: list[str]) -> dict[str, dict]:
         run["metrics"] = []
     for row in conn.execute(f"SELECT run_id, {', '.join(_METRIC_FIELDS)} FROM metric_summary "
                             f"WHERE run_id IN ({marks}) ORDER BY run_id, metric_name", run_ids):
-        runs[row[0]]["metrics"].append(_metric_summary(dict(zip(_METRIC_FIELDS, row[1:],
-                                                                strict=True))))
+        metric = dict(zip(_METRIC_FIELDS, row[1:], strict=True))
+        runs[row[0]]["metrics"].append(_metric_summary(metric))
     return runs
 
 
@@ -1062,8 +1063,8 @@ def _curve(points: Any, key: tuple, n_points: int, cursor: int, n_before: int,
            max_points: int) -> dict:
     """Read one curve into at most max_points buckets of equal size, in order of logging."""
     size = max(1, -(-n_points // max_points))
-    columns: dict[str, list] = {name: [] for name in ("x", "time", "first", "min", "max", "last",
-                                                      "mean", "count")}
+    columns: dict[str, list] = {name: [] for name in (
+        "x", "time", "first", "min", "max", "last", "mean", "count")}
     marked: list[dict] = []
     n_nonfinite = n_read = 0
     while bucket := points.fetchmany(min(size, n_points - n_read)) if n_read < n_points else []:
@@ -1220,14 +1221,10 @@ def restore_run(conn: sqlite3.Connection, run_id: str) -> str:
 
 def list_experiments(conn: sqlite3.Connection) -> list[dict]:
     """List experiments as ExperimentSummary dicts, latest activity first."""
-    rows = conn.execute(
-        "SELECT experiment_name, count(*), sum(status = 'running'), "
-        "max(max(ifnull(timestamp, ''), ifnull(ended_at, ''), ifnull(heartbeat_at, ''))) AS latest "
-        f"FROM runs WHERE {_VISIBLE} GROUP BY experiment_name "
-        "ORDER BY latest DESC, 1").fetchall()
-    return [{"experiment_name": row[0], "n_runs": row[1], "n_running": row[2],
-             "last_activity": row[3] or None}
-            for row in rows]
+    return [dict(zip(ExperimentSummary.model_fields, row, strict=True)) for row in conn.execute(
+        "SELECT experiment_name, count(*), sum(status = 'running'), nullif(max(max("
+        "ifnull(timestamp, ''), ifnull(ended_at, ''), ifnull(heartbeat_at, ''))), '') AS latest "
+        f"FROM runs WHERE {_VISIBLE} GROUP BY experiment_name ORDER BY latest DESC, 1")]
 
 
 _IN_TRASH = "SELECT run_id FROM runs WHERE deleted_at IS NOT NULL"
@@ -1276,16 +1273,15 @@ def open_artifact(conn: sqlite3.Connection, run_id: str, index: int, db_path: st
     paths = [str(path) for path in load_json(text, [])]
     refusal = NotFound(
         f"the run has no artifact {index} that can be downloaded: it is missing, or lies "
-                       "outside the run's working directory and AILAB_ARTIFACT_ROOTS")
+        "outside the run's working directory and AILAB_ARTIFACT_ROOTS")
     if not 0 <= index < len(paths):
         raise refusal
     try:
         full = os.path.realpath(os.path.join(cwd or os.sep, paths[index]))
         if "://" in paths[index] or not _is_servable(full, [cwd or "", *roots], db_path):
             raise refusal
-        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK",
-                                                                     0) | getattr(os, "O_BINARY", 0)
-        return os.fdopen(os.open(full, flags), "rb"), os.path.basename(full)
+        flags = [getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")]
+        return os.fdopen(os.open(full, sum(flags)), "rb"), os.path.basename(full)
     except (OSError, ValueError) as error:
         raise refusal from error
 
@@ -1297,8 +1293,7 @@ def _is_servable(full: str, roots: list[str], db_path: str) -> bool:
         return False
     for root in filter(os.path.isabs, roots):
         real = os.path.realpath(root)
-        if os.path.dirname(real) != real and full.startswith(real
-                                                             + os.sep):  # "/" contains everything
+        if os.path.dirname(real) != real and full.startswith(real + os.sep):    # never "/"
             below = full[len(real) + 1:].split(os.sep)
             return not any(part.startswith(".") for part in below)
     return False
@@ -1336,6 +1331,13 @@ class Reader:
         self.conn = prepare(open_lab(path, "ro", READ_WAIT_S))
         self.version = 0
         self.answers: dict[str, Reply] = {}
+
+    def keep(self, path: str, made: Reply) -> None:
+        """Remember an answer until the store changes."""
+        if len(made.body) <= CACHED_BYTES:
+            if len(self.answers) >= CACHED_ANSWERS:
+                self.answers.clear()
+            self.answers[path] = made
 
 
 def file_key(path: str) -> tuple | None:
@@ -1653,8 +1655,8 @@ def _operation(route: Route) -> dict:
 
 
 def _parameter(param: Param) -> dict:
-    schema: dict[str, Any] = {"type": {"integer": "integer", "number": "number"}.get(param.kind,
-                                                                                     "string")}
+    kind = param.kind if param.kind in ("integer", "number") else "string"
+    schema: dict[str, Any] = {"type": kind}
     if param.kind == "integer":
         schema.update(minimum=param.least, maximum=param.most)
     if param.kind == "choice":
@@ -1684,6 +1686,7 @@ def validated(model: type[BaseModel], content: Any) -> Any:
 
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_ONCE = frozenset({"host", "content-length", "content-type", "origin", "authorization"})
 _SAFE = (("X-Content-Type-Options", "nosniff"), ("Cross-Origin-Resource-Policy", "same-origin"),
          ("Referrer-Policy", "no-referrer"))
 _API_POLICY = ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
@@ -1737,18 +1740,15 @@ class Handler(BaseHTTPRequestHandler):
         while (line := self.rfile.readline(MAX_HEADER_BYTES + 2)) != b"\r\n":
             n_bytes += len(line)
             if n_bytes > MAX_HEADER_BYTES or len(self.fields) >= MAX_HEADERS:
-                raise LabError(
-                    f"the headers are too many: at most {MAX_HEADERS}, {MAX_HEADER_BYTES} bytes",
-                               431)
+                raise LabError(f"the headers are too long: at most {MAX_HEADERS}, "
+                               f"{MAX_HEADER_BYTES} bytes", 431)
             name, colon, value = line.partition(b":")
             value = value.strip(b" \t\r\n")
             key = name.decode("latin-1").lower()
-            if not line.endswith(
-                b"\r\n") or not colon or not _TOKEN.fullmatch(name) or re.search(rb"[\0\r\n]",
-                                                                                 value):
+            if (not line.endswith(b"\r\n") or not colon or not _TOKEN.fullmatch(name)
+                    or re.search(rb"[\0\r\n]", value)):
                 raise LabError("a header is malformed: send Name: value lines")
-            if key in self.fields and key in ("host", "content-length", "origin", "authorization",
-                                              "content-type"):
+            if key in self.fields and key in _ONCE:
                 raise LabError(f"the header {key} is given twice")
             before = f"{self.fields[key]}, " if key in self.fields else ""
             self.fields[key] = before + value.decode("latin-1")
@@ -1787,10 +1787,8 @@ class Handler(BaseHTTPRequestHandler):
             made = reader.answers.get(self.path) if route.is_cached else None
             if made is None:
                 made = make(reader.conn)
-                if route.is_cached and len(made.body) <= CACHED_BYTES:
-                    if len(reader.answers) >= CACHED_ANSWERS:
-                        reader.answers.clear()
-                    reader.answers[self.path] = made
+                if route.is_cached:
+                    reader.keep(self.path, made)
             return made
 
     def pairs(self, query: str) -> list[tuple[str, str]]:
@@ -1799,7 +1797,7 @@ class Handler(BaseHTTPRequestHandler):
         except ValueError:               # UnicodeDecodeError is one
             raise BadQuery(
                 "the query is not UTF-8, or has more than 500 parameters: percent-encode "
-                           "UTF-8 text") from None
+                "UTF-8 text") from None
 
     def read_body(self) -> bytes:
         """Read the body to its end, so that it can never be taken for the next request."""
@@ -1833,8 +1831,8 @@ class Handler(BaseHTTPRequestHandler):
             raise LabError(f"the host {host[:80]!r} is not this lab's: use localhost or 127.0.0.1",
                            403)
         origin, site = fields.get("origin"), fields.get("sec-fetch-site")
-        if origin is not None and origin.lower() not in (f"http://{host.lower()}",
-                                                         f"https://{host.lower()}"):
+        own = (f"http://{host.lower()}", f"https://{host.lower()}")
+        if origin is not None and origin.lower() not in own:
             raise LabError(
                 f"requests from {origin[:80]!r} are not accepted: open the lab's own page", 403)
         is_link = self.command in ("GET", "HEAD") and fields.get("sec-fetch-mode") == "navigate"
@@ -1845,25 +1843,24 @@ class Handler(BaseHTTPRequestHandler):
     def enter(self, path: str, pairs: list[tuple[str, str]]) -> Reply | None:
         """Ask for the token, if there is one; one that came in the address moves into a cookie."""
         token, cookie = self.server.token, f"ailab_{self.server.server_port}"
-        shown = [value for name, value in pairs if name == "token"]
         if token is None:
             return None
+        shown = dict(pairs).get("token", "")
+        pairs[:] = [pair for pair in pairs if pair[0] != "token"]
         scheme, _, bearer = self.fields.get("authorization", "").partition(" ")
         cookies = dict(re.findall(r"([^=;\s]+)=([^;]*)", self.fields.get("cookie", "")))
-        for offered in (bearer.strip() if scheme.lower() == "bearer" else "",
-                        cookies.get(cookie, "")):
-            if hmac.compare_digest(offered.encode(), token.encode()):
-                pairs[:] = [pair for pair in pairs if pair[0] != "token"]
-                return None
-        if shown and self.command in ("GET", "HEAD") and hmac.compare_digest(shown[0].encode(),
-                                                                             token.encode()):
-            rest = urlencode([pair for pair in pairs if pair[0] != "token"])
-            place = "/" + path.lstrip("/") + ("?" + rest if rest else "")   # never //another.host
-            return Reply(status=303, headers=(("Location", place), (
-                "Set-Cookie", f"{cookie}={token}; Path=/; HttpOnly; SameSite=Strict")))
+        if _is_same(unquote(cookies.get(cookie, "")), token) or (
+                scheme.lower() == "bearer" and _is_same(bearer.strip(), token)):
+            return None
+        if self.command in ("GET", "HEAD") and _is_same(shown, token):
+            rest = "?" + urlencode(pairs) if pairs else ""
+            return Reply(status=303, headers=(
+                ("Location", "/" + path.lstrip("/") + rest),     # never //another.host
+                ("Set-Cookie", f"{cookie}={quote(token, safe='')}; Path=/; HttpOnly; "
+                               "SameSite=Strict")))
         raise LabError(
             "this lab asks for its token: open the address that `ailab serve` printed, or send "
-                       "Authorization: Bearer TOKEN", 401, **{"WWW-Authenticate": "Bearer"})
+            "Authorization: Bearer TOKEN", 401, **{"WWW-Authenticate": "Bearer"})
 
     def parse_body(self, model: type[BaseModel], body: bytes) -> BaseModel:
         kind = self.fields.get("content-type", "").partition(";")[0].strip().lower()
@@ -1941,6 +1938,10 @@ class Handler(BaseHTTPRequestHandler):
                 f"{self.client_address[0]} [{lab_logger.utc(time.time())}] {line} {code} {size}\n")
 
 
+def _is_same(offered: str, token: str) -> bool:
+    return hmac.compare_digest(offered.encode(), token.encode())     # in constant time
+
+
 def _takes_gzip(accepted: str) -> bool:
     return re.search(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", accepted) is not None
 
@@ -2006,14 +2007,12 @@ class LabServer(ThreadingHTTPServer):
         if self.slots.acquire(blocking=False):
             super().process_request(request, client_address)
             return
+        body = encode({"detail": f"{MAX_CONNECTIONS} connections are open: try again later"})
+        head = ("HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+                f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n")
         with contextlib.suppress(OSError):
-            body = encode(
-                {"detail": f"more than {MAX_CONNECTIONS} connections are open: try again later"})
             request.settimeout(0.1)
-            request.sendall(
-                b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
-                            b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body),
-                                                                                    body))
+            request.sendall(head.encode() + body)
         self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -2178,8 +2177,8 @@ def print_runs(runs: list[dict], lead: tuple[str, ...] = ()) -> None:
     """Print runs as a table with their commonest metrics; `lead` names keys to show first."""
     from collections import Counter
     counted = Counter(name for run in runs for name in run["final_metrics"])
-    names = [name for name,
-             _ in counted.most_common(3) if name not in {run.get("metric_name") for run in runs}]
+    shown = {run.get("metric_name") for run in runs}
+    names = [name for name, _ in counted.most_common(3) if name not in shown]
     print_table(
         ["run", *lead, "started", "status", "experiment", "model", *names, "note"],
         [[short(run["run_id"], runs), *(run[key] for key in lead),
@@ -2397,9 +2396,10 @@ def cmd_serve(args: argparse.Namespace) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             signal.signal(signal.SIGTERM, stop)
             if not args.quiet:
-                entry = f"?token={quote(token)}" if token else ""
+                entry = f"?token={quote(token, safe='')}" if token else ""
+                beyond = "" if server.is_loopback else f" (bound to {clean(host)})"
                 print(f"AI-Lab {lab_logger.__version__} serving {clean(args.db)}\n"
-                      f"Dashboard and API at {server.url}/{entry}\nStop with Ctrl-C.",
+                      f"Dashboard and API at {server.url}/{entry}{beyond}\nStop with Ctrl-C.",
                       file=sys.stderr, flush=True)
             for question in getattr(args, "questions", ()):
                 print(f"  ask: {question}", file=sys.stderr, flush=True)
@@ -2433,14 +2433,15 @@ def cmd_demo(args: argparse.Namespace) -> int:
         if not os.path.exists(sweep):
             raise LabError(
                 "the demo needs the examples folder, which an installed AI-Lab does not bring: "
-                           "run `python ailab.py demo` in a clone of the project")
+                "run `python ailab.py demo` in a clone of the project")
         if missing := [name for name in ("sklearn", "joblib")
                        if importlib.util.find_spec(name) is None]:
             raise LabError(
                 f"the demo trains with packages that are missing ({', '.join(missing)}): "
-                           "pip install -e '.[examples]'")
-        done = subprocess.run([sys.executable, sweep], env={**os.environ, "DB_PATH": args.db},
-                              check=False)
+                "pip install -e '.[examples]'")
+        done = subprocess.run(           # from its clone, so that its artifacts can be downloaded
+            [sys.executable, sweep], check=False, cwd=os.path.dirname(os.path.abspath(__file__)),
+            env={**os.environ, "DB_PATH": args.db})
         if done.returncode:
             raise LabError(
                 f"the sweep ended with exit code {done.returncode}; {args.db} has its runs")
@@ -2490,12 +2491,10 @@ def cmd_ask(args: argparse.Namespace) -> int:
     """Put a question to the assistant."""
     if bool(args.question) == args.smoke:
         args.parser.error("give a question, or --smoke")
-    code = 0
     with served_lab(args.db) as (url, token):
-        for question in SMOKE_QUESTIONS if args.smoke else [args.question]:
-            status, body = http(f"{url}/agent/query", token, {"query": question}, 300.0)
-            code = max(code, print_answer(args, status, body))
-    return code
+        answers = [http(f"{url}/agent/query", token, {"query": question}, 300.0)
+                   for question in (SMOKE_QUESTIONS if args.smoke else [args.question])]
+    return max(print_answer(args, *answer) for answer in answers)
 
 
 def print_answer(args: argparse.Namespace, status: int, body: bytes) -> int:
@@ -2536,7 +2535,8 @@ def cmd_doctor(args: argparse.Namespace) -> int:
 
 def check_python(db_path: str) -> Found:
     """Check what runs AI-Lab."""
-    yield sys.version_info >= (3, 10), f"Python {sys.version.split()[0]}; 3.10 or later is needed"
+    is_new = sys.version_info >= (3, 10)
+    yield is_new, f"Python {sys.version.split()[0]}" + ("" if is_new else ": 3.10 is needed")
     version = f"SQLite {sqlite3.sqlite_version}"
     with contextlib.closing(sqlite3.connect(":memory:")) as conn:
         try:
