@@ -249,6 +249,19 @@ def test_secrets_never_reach_the_store(db_path):
     assert "--api-key *** '--token=***' " in run["command"] and "--max_tokens 5" in run["command"]
 
 
+@pytest.mark.parametrize(("orig_argv", "argv", "command"), [
+    (["python", "-u", "run.py", "--lr", "1"], ["run.py", "--lr", "1"], "python -u run.py --lr 1"),
+    (["python", "-m", "pkg.train", "x"], ["/a/pkg/train.py", "x"], "python -m pkg.train x"),
+    (["python", "-c", "code"], ["-c"], "python -c code"),
+    (["python", "-m", "joblib.loky.popen", "--pipe", "14"], ["sweep.py"], "EXE sweep.py"),
+    (["python", "-c", "spawn_main()", "--multiprocessing-fork"], ["a b.py", "3"], "EXE 'a b.py' 3"),
+])
+def test_command_is_what_was_typed_also_in_a_worker(monkeypatch, orig_argv, argv, command):
+    monkeypatch.setattr(sys, "orig_argv", orig_argv)
+    monkeypatch.setattr(sys, "argv", argv)
+    assert lab_logger.launch_command() == command.replace("EXE", sys.executable)
+
+
 def test_git_state_holds_hash_and_diff_without_dotenv_files(tmp_path, db_path):
     def git(*args):
         subprocess.run(
