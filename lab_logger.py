@@ -350,7 +350,7 @@ def launch_command() -> str:
     """The command line that started this process, quoted for a shell, secrets replaced by ***."""
     import shlex
     argv, full = list(sys.argv), list(getattr(sys, "orig_argv", sys.argv))
-    module = full[full.index("-m") + 1:][:1] if "-m" in full else [" "]
+    module = full[full.index("-m") + 1:][:1] if "-m" in full else ["\0"]
     if not (full[-len(argv):] == argv or argv[0] in ("", "-c")
             or module[0].rpartition(".")[2] in argv[0]):
         full = [sys.executable, *argv]            # a worker process: what its parent was told
