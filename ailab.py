@@ -764,8 +764,7 @@ def take_in(conn: sqlite3.Connection, db_path: str) -> list[str]:
                            "WHERE status = 'running'").fetchall()
     dead = [row[0] for row in running if is_dead(*row[1:])]
     if dead:
-        problems = lab_logger.drain_all(conn,
-                                        db_path)     # the lines between our look and its death
+        problems = lab_logger.drain_all(conn, db_path)     # lines between our look and its death
         last = "max(ifnull(heartbeat_at, timestamp), timestamp)"
         conn.executemany(f"UPDATE runs SET status = 'killed', ended_at = {last}, duration_s = "
                          f"round((julianday({last}) - julianday(timestamp)) * 86400, 3) "
@@ -1189,8 +1188,9 @@ def _check_metric(conn: sqlite3.Connection, metric_name: str) -> None:
         return
     import difflib
     near = difflib.get_close_matches(metric_name, names, 3, 0.5) or names[:5]
-    hint = "did you mean " + " or ".join(map(repr,
-                                             near)) + "?" if near else "no run has logged any yet"
+    hint = "no run has logged any yet"
+    if near:
+        hint = "did you mean " + " or ".join(map(repr, near)) + "?"
     raise NotFound(f"no run has a metric {metric_name[:80]!r}: {hint}")
 
 
