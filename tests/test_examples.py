@@ -1,7 +1,7 @@
 """The training examples: they really train, record what they say, and survive bad input and Ctrl-C.
 
-Each test copies the two scripts and the logger into a directory of its own, as a user who pastes
-them would, so that checkpoints never land in the checkout.
+Each test copies the two scripts and what they import into a directory of its own, so that
+checkpoints never land in the checkout.
 """
 import csv
 import importlib.util
@@ -30,12 +30,16 @@ SMALL_SWEEP = ["--models", "linear_svm", "perceptron", "--seeds", "0", "1", "--l
 
 @pytest.fixture
 def project(tmp_path):
-    """A directory with the examples and the logger as the checkout lays them out."""
-    project = tmp_path / "project"
-    shutil.copytree(ROOT / "examples", project / "examples",
+    """A directory with what the examples need, as the checkout lays it out."""
+    return copy_project(tmp_path / "project")
+
+
+def copy_project(place):
+    shutil.copytree(ROOT / "examples", place / "examples",
                     ignore=shutil.ignore_patterns("checkpoints", "__pycache__"))
-    shutil.copy(ROOT / "lab_logger.py", project)
-    return project
+    for name in ("lab_logger.py", "ailab.py"):
+        shutil.copy(ROOT / name, place)
+    return place
 
 
 def start(project, script, *arguments):
@@ -88,10 +92,7 @@ def wait_until(condition, limit_s=30):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """One run by the spec's command line (section 5.1), from another directory: its outcome."""
-    place = tmp_path_factory.mktemp("trained")
-    shutil.copytree(ROOT / "examples", place / "examples",
-                    ignore=shutil.ignore_patterns("checkpoints", "__pycache__"))
-    shutil.copy(ROOT / "lab_logger.py", place)
+    place = copy_project(tmp_path_factory.mktemp("trained"))
     elsewhere, db_path = place / "elsewhere", place / "lab.db"
     elsewhere.mkdir()
     done = subprocess.run(

@@ -93,7 +93,7 @@ def test_the_installed_command_serves_the_dashboard_from_anywhere(environment, t
             kind, health = fetch(address[0] + "/health")
             assert kind == "application/json" and b'"ok"' in health
             kind, page = fetch(address[0] + "/")
-            assert kind == "text/html" and b"/static/app.js" in page
+            assert kind == "text/html" and b'src="static/app.js"' in page
             kind, script = fetch(address[0] + "/static/app.js")
             assert kind == "text/javascript"
             assert script == (ROOT / "static" / "app.js").read_bytes()

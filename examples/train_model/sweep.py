@@ -28,7 +28,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from run import DATASETS, MODELS, check_arguments, train_model  # makes lab_logger importable too
 from tqdm import tqdm
 
-from lab_logger import StoreError, connect, default_db_path, drain_all
+from lab_logger import StoreError, default_db_path
 
 SEEDS = [0, 1, 2]
 LEARNING_RATES = [0.01, 0.03, 0.1]
@@ -80,9 +80,9 @@ def label(job: dict) -> str:
 def end_workers() -> None:
     """End the workers and have their unfinished runs recorded as killed at once."""
     get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+    from ailab import open_store  # not at the top: training needs the logger alone
     try:
-        with contextlib.closing(connect(default_db_path())) as conn:
-            drain_all(conn, default_db_path())
+        open_store(default_db_path()).close()
     except StoreError as error:
         print(f"sweep.py: {error}", file=sys.stderr)
 
