@@ -105,12 +105,29 @@ export const button = (text, data, props = {}) => el("button", { type: "button",
 export const snippet = (text) => el("div", { class: "lab-snippet" },
   el("pre", { tabindex: "0" }, text), button("Copy", { copy: text }));
 
-/** A table in a box of its own that scrolls sideways where it does not fit. */
-export const listTable = (label, heads, rows) => el("div",
-  { class: "lab-wide-box", tabindex: "0", role: "group", "aria-label": label },
-  el("table", { class: "lab-list" },
-    el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col" }, head)))),
-    el("tbody", {}, rows)));
+/**
+ * A table in a box that scrolls sideways where it does not fit.
+ *
+ * Args: heads (text, node, or [text, "num"] for a column of numbers), rows [{cells, isRaw, ...data}]:
+ * a cell is text, a node, or {text, class, title, data}; the first one heads its row.
+ */
+export function listTable(label, heads, rows) {
+  const isNumber = heads.map((head) => Array.isArray(head) && head[1] === "num");
+  const cell = (content, i) => {
+    const { text = content, ...props } = content?.constructor === Object ? content : {};
+    const name = [isNumber[i] && "lab-num", props.class].filter(Boolean).join(" ") || null;
+    return el(i ? "td" : "th", { ...props, scope: !i && "row", class: name }, text ?? "–");
+  };
+  return el("div", { class: "lab-wide-box", tabindex: "0", role: "group", "aria-label": label },
+    el("table", { class: "lab-list", data: { table: label } },
+      el("thead", {}, el("tr", {}, heads.map((head, i) =>
+        el("th", { scope: "col", class: isNumber[i] && "lab-num" }, isNumber[i] ? head[0] : head)))),
+      el("tbody", {}, rows.map(({ cells, ...data }) => el("tr", { data }, cells.map(cell))))));
+}
+
+/** A titled card of a view. */
+export const card = (title, sub, ...children) => el("section", { class: "lab-card", data: { key: title } },
+  el("h2", {}, title, sub && el("small", {}, ` ${sub}`)), children);
 
 /** Ask before something that is hard to take back. Returns a promise of true or false. */
 export function confirmed(question, detail, action) {

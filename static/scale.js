@@ -16,7 +16,8 @@ export function extent(columns) {
 
 /** Widen a range by a share of its length, so that no line runs along the frame. */
 export function padded([low, high], share, isLog) {
-  if (low === high) return isLog ? [low / 2, high * 2] : [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
+  const half = (Math.abs(low) || 1) / 2;
+  if (low === high) return isLog ? [low / 2, high * 2] : [low - half, high + half];
   if (isLog) {
     const grow = (high / low) ** share;
     return [low / grow, high * grow];
@@ -42,7 +43,7 @@ export function niceTicks(low, high, count = 5) {
   if (!(high > low)) return [low];
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * ([1, 2, 5].find((m) => m * power >= rough * 0.999) ?? 10);
+  const step = power * (rough < 1.5 * power ? 1 : rough < 3.3 * power ? 2 : rough < 7.1 * power ? 5 : 10);
   const decimals = Math.max(0, -Math.floor(Math.log10(step)));
   const ticks = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) {
@@ -65,7 +66,8 @@ export function logTicks(low, high, count = 5) {
   return fine.length >= 2 ? fine : niceTicks(low, high, count);
 }
 
-const TIME_STEPS = [1, 5, 15, 30, 60, 300, 900, 1800, 3600, 10800, 21600, 43200, 86400, 172800, 604800, 2592000, 31536000];
+const TIME_STEPS = [1, 5, 15, 30, 60, 300, 900, 1800, 3600, 10800, 21600, 43200, 86400, 172800, 604800,
+  2592000, 31536000];
 
 /** Round local times, in unix seconds, inside [low, high]. */
 export function timeTicks(low, high, count = 5) {

@@ -87,10 +87,10 @@ def add_sweep(conn, folder):
 def fill(path, add):
     """Let `add(conn)` write into the lab at `path`, summaries brought up to date."""
     import lab_logger
-    conn = lab_logger.connect(str(path))
+    conn = ailab.open_lab(str(path))
     with lab_logger.transaction(conn):
         add(conn)
-        lab_logger.refresh(conn)
+        ailab.refresh(conn)
     conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     conn.close()
 

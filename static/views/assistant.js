@@ -2,7 +2,7 @@
 import { ask, getRun, setNote } from "../api.js";
 import { swatch } from "../chart.js";
 import { button, delegate, el, listTable, render, toast } from "../dom.js";
-import { columnDecimals, count, orderMetrics, param, parseSelection, refOf, shortId, slotOf } from "../format.js";
+import { columnDecimals, count, flatten, orderMetrics, param, parseSelection, refOf, shortId, slotOf } from "../format.js";
 import { number } from "../table.js";
 
 const TICK_MS = 100;       // of the seconds shown while it thinks
@@ -135,11 +135,13 @@ export function suggestions({ lab }) {
 }
 
 function comparisonTable({ metric_keys: metrics, param_keys: params, runs }) {
-  const decimals = new Map(metrics.map((name) => [name, columnDecimals(runs.map((run) => run.final_metrics[name]))]));
-  return listTable("Comparison", ["Run", "Model", ...metrics, ...params], runs.map((run) => el("tr", { data: { key: run.run_id } },
-    el("th", { scope: "row" }, el("code", {}, shortId(run.run_id))), el("td", {}, run.model_name ?? "–"),
-    metrics.map((name) => el("td", { class: "lab-num" }, number(run.final_metrics[name], decimals.get(name)))),
-    params.map((name) => el("td", { class: "lab-num" }, param(run.params[name]))))));
+  const column = (name) => columnDecimals(runs.map((run) => run.final_metrics[name]));
+  const decimals = new Map(metrics.map((name) => [name, column(name)]));
+  const heads = ["Run", "Model", ...[...metrics, ...params].map((name) => [name, "num"])];
+  return listTable("Comparison", heads, runs.map((run) => ({ key: run.run_id, cells: [
+    el("code", {}, shortId(run.run_id)), run.model_name,
+    ...metrics.map((name) => number(run.final_metrics[name], decimals.get(name))),
+    ...params.map((name) => param(flatten(run.params)[name]))] })));
 }
 
 /** Which planner answered, in what time, by which requests. */

@@ -1,9 +1,9 @@
 /** Two to twenty runs side by side: who is best, what differs, and the curves over each other. */
 import { compareRuns, curves } from "../api.js";
 import { ChartGroup, swatch, toSeries } from "../chart.js";
-import { button, delegate, el, listTable, message, render } from "../dom.js";
+import { button, card, delegate, el, listTable, message, render } from "../dom.js";
 import { columnDecimals, count, flatten, orderMetrics, param, refOf, shortId } from "../format.js";
-import { number, statusOf } from "../table.js";
+import { number } from "../table.js";
 
 const MAX_POINTS = 1000;   // a curve
 const [LEAST, MOST] = [2, 20];
@@ -36,10 +36,8 @@ export function create(app, root) {
     const { runs } = comparison;
     render(root, el("h1", {}, `Compare ${count(runs.length, "run")}`),
       el("p", { class: "lab-verdict", data: { key: "verdict" } }, verdict(comparison)),
-      section("Metrics", "final", metricsTable(comparison)),
-      section("Params", null, paramsTable(comparison)),
-      section("Curves", null, curveCharts(runs)),
-      section("Code and packages", null, codeTable(comparison)));
+      card("Metrics", "final", metricsTable(comparison)), card("Params", null, paramsTable(comparison)),
+      card("Curves", null, curveCharts(runs)), card("Code and packages", null, codeTable(comparison)));
   }
 
   /** One column a run: its colour, model and id, and a way out of the comparison. */
@@ -50,40 +48,36 @@ export function create(app, root) {
       { class: "lab-x", "aria-label": `Take ${shortId(run.run_id)} out` })));
 
   function metricsTable({ runs, metric_keys: names, best }) {
-    const ordered = orderMetrics(names.map((name) => ({ metric_name: name, n_runs: 0 })));
-    const rows = ordered.map(({ metric_name: name }) => {
+    if (!names.length) return el("p", { class: "lab-muted" }, "These runs have no metrics.");
+    const rows = ordered(names).map((name) => {
       const decimals = columnDecimals(runs.map((run) => run.final_metrics[name]));
+      const goal = best[name] && (best[name].direction === "minimize" ? " lower is better" : " higher is better");
       const cell = (run) => {
         const isBest = best[name]?.run_ids.includes(run.run_id);
-        return el("td", { class: isBest ? "lab-num lab-best" : "lab-num", data: { best: isBest && "yes" } },
-          isBest && el("span", { title: "best of these" }, "★ "), number(run.final_metrics[name], decimals));
+        return { class: isBest && "lab-best", data: { best: isBest && "yes" },
+          text: [isBest && el("span", { title: "best of these" }, "★ "), number(run.final_metrics[name], decimals)] };
       };
-      const goal = best[name] && (best[name].direction === "minimize" ? " lower is better" : " higher is better");
-      return el("tr", { data: { key: name, metric: name } },
-        el("th", { scope: "row" }, name, el("small", {}, goal)), runs.map(cell));
+      return { key: name, metric: name, cells: [[name, el("small", {}, goal)], ...runs.map(cell)] };
     });
-    return names.length ? listTable("Metrics", ["Metric", ...heads(runs)], rows)
-      : el("p", { class: "lab-muted" }, "These runs have no metrics.");
+    return listTable("Metrics", ["Metric", ...heads(runs)], rows);
   }
 
+  /** What differs, the first run being the one compared to; all params on demand. */
   function paramsTable({ runs, param_keys: names, differing_params: differing }) {
     const equal = names.filter((name) => !differing.includes(name));
-    const values = runs.map((run) => flatten(run.params));
-    const cell = (name) => (of, i) => el("td", { class: "lab-num", title: typeof of[name],
-      data: { diff: differing.includes(name) && param(of[name]) !== param(values[0][name]) && i > 0 && "yes" } },
-    param(of[name]));
     const shown = state.isAll ? [...differing, ...equal] : differing;
-    return [shown.length ? listTable("Params", ["Param", ...heads(runs)], shown.map((name) =>
-      el("tr", { data: { key: name, param: name } }, el("th", { scope: "row" }, name), values.map(cell(name)))))
+    const values = runs.map((run) => flatten(run.params));
+    const rows = shown.map((name) => ({ key: name, param: name, cells: [name, ...values.map((of) => ({
+      text: param(of[name]), title: typeof of[name],
+      data: { diff: param(of[name]) !== param(values[0][name]) && "yes" } }))] }));
+    return [shown.length ? listTable("Params", ["Param", ...heads(runs)], rows)
       : el("p", { class: "lab-muted" }, "All params are equal."),
-    equal.length > 0 && button(state.isAll ? "Hide equal" : `Show ${equal.length} equal`, { act: "equal" },
-      { "aria-pressed": String(state.isAll) })];
+    equal.length > 0 && button(state.isAll ? "Hide equal" : `Show ${equal.length} equal`, { act: "equal" })];
   }
 
   function curveCharts(runs) {
     const logged = state.curves.filter((curve) => curve.n_points > 0);
-    const names = orderMetrics([...new Set(logged.map((curve) => curve.metric_name))]
-      .map((name) => ({ metric_name: name, n_runs: 0 }))).map((metric) => metric.metric_name);
+    const names = ordered([...new Set(logged.map((curve) => curve.metric_name))]);
     if (!names.length) return el("p", { class: "lab-muted" }, "None of these runs logged points.");
     group.keep(names);
     const figures = names.map((name) => {
@@ -100,14 +94,15 @@ export function create(app, root) {
   }
 
   function codeTable({ runs, differing_packages: packages }) {
-    const row = (name, cells) => el("tr", { data: { key: name } }, el("th", { scope: "row" }, name),
-      cells.map((cell, i) => el("td", { data: { diff: i > 0 && cell !== cells[0] && "yes" } }, cell)));
-    const rows = [row("status", runs.map((run) => run.status)),
-      row("git hash", runs.map((run) => run.git_hash?.slice(0, 10) ?? "–")),
-      row("uncommitted changes", runs.map((run) => (run.git_diff ? "yes" : "no"))),
-      row("python", runs.map((run) => run.python_version ?? "–")),
-      ...Object.entries(packages).map(([name, by]) => row(name, runs.map((run) => by[run.run_id] ?? "not installed")))];
-    return listTable("Code and packages", ["Fact", ...heads(runs)], rows);
+    const row = (name, of) => {
+      const cells = runs.map(of);
+      return { key: name, cells: [name, ...cells.map((text) => ({ text, data: { diff: text !== cells[0] && "yes" } }))] };
+    };
+    return listTable("Code and packages", ["Fact", ...heads(runs)], [row("status", (run) => run.status),
+      row("git hash", (run) => run.git_hash?.slice(0, 10) ?? "–"),
+      row("uncommitted changes", (run) => (run.git_diff ? "yes" : "no")),
+      row("python", (run) => run.python_version ?? "–"),
+      ...Object.entries(packages).map(([name, by]) => row(name, (run) => by[run.run_id] ?? "not installed"))]);
   }
 
   delegate(root, "click", {
@@ -144,8 +139,8 @@ export function create(app, root) {
   };
 }
 
-const section = (title, sub, ...children) => el("section", { class: "lab-card", data: { key: title } },
-  el("h2", {}, title, sub && el("small", {}, ` ${sub}`)), children);
+const ordered = (names) => orderMetrics(names.map((name) => ({ metric_name: name, n_runs: 0 })))
+  .map((metric) => metric.metric_name);
 
 /** One sentence: who is ahead on how many metrics, and in what the runs differ. */
 export function verdict({ runs, best, differing_params: differing, differing_packages: packages }) {

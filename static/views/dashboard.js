@@ -1,150 +1,168 @@
 /** The home view: what runs, what is best, what happened lately. */
 import { getRun, leaderboard, listRuns } from "../api.js";
 import { ChartGroup } from "../chart.js";
-import { delegate, el, message, render } from "../dom.js";
+import { card, delegate, el, listTable, message, render } from "../dom.js";
 import { option } from "../filter.js";
-import { absolute, ago, columnDecimals, count, differingParams, fixed, flatten, lastLine, num, orderMetrics, param, refOf, shortId } from "../format.js";
-import { durationOf, number, statusOf, when } from "../table.js";
+import { ago, columnDecimals, count, differingParams, fixed, flatten, lastLine, num, orderMetrics, param, refOf,
+  shortId } from "../format.js";
+import { durationOf, statusOf, when } from "../table.js";
 
 const N_HISTORY = 500;     // dots in the history plot
 const N_TROUBLE = 3;       // failed runs shown, and as many killed ones
 const ORDERS = { best: "best first", desc: "highest first", asc: "lowest first" };
 
 export function create(app, root) {
-  const state = { top: [], history: [], trouble: [], errors: new Map(), missing: "" };
-  const group = new ChartGroup({ xName: "time", onPick: (series, index) => app.go("runs", { run: refOf(series.runs[index].run_id) }) });
-  const board = () => ({ metric_name: app.query.metric ?? orderMetrics(app.lab.metrics)[0]?.metric_name,
-    order: app.query.order in ORDERS ? app.query.order : "best", top_k: Math.min(100, Math.max(1, parseInt(app.query.top, 10) || 10)) });
+  const state = { asked: null, top: [], missing: "", history: [], trouble: [], errors: new Map() };
+  const group = new ChartGroup({ xName: "time",
+    onPick: ({ runs }, index) => app.go("runs", { run: refOf(runs[index].run_id) }) });
 
-  delegate(root, "change", { board: (target) => app.change({ [target.dataset.name]: target.value }) });
-  delegate(root, "click", { open: (target, event) => { if (!event.target.closest("a")) app.go("runs", { run: target.dataset.ref }); } });
+  const board = () => ({
+    metric_name: app.query.metric ?? orderMetrics(app.lab.metrics)[0]?.metric_name,
+    order: app.query.order in ORDERS ? app.query.order : "best",
+    top_k: Math.min(100, Math.max(1, parseInt(app.query.top, 10) || 10)),
+  });
+  const recent = (status) => (app.lab.counts[status] ? listRuns({ status, limit: N_TROUBLE }) : { rows: [] });
 
   async function fetchAll() {
     const asked = board();
+    const ranking = asked.metric_name ? leaderboard(asked).catch((error) => {
+      if (error.status !== 404) throw error;
+      return error;                                  // an unknown metric: the API names near ones
+    }) : [];
     const [top, history, failed, killed] = await Promise.all([
-      asked.metric_name ? leaderboard(asked).catch((error) => (error.status === 404 ? error : Promise.reject(error))) : [],
-      listRuns({ limit: N_HISTORY }),
-      ...["failed", "killed"].map((status) => (app.lab.counts[status] ? listRuns({ status, limit: N_TROUBLE }) : { rows: [] }))]);
-    const trouble = [...failed.rows, ...killed.rows].sort((a, b) => (a.timestamp < b.timestamp ? 1 : -1));
-    Object.assign(state, { top: Array.isArray(top) ? top : [], missing: top instanceof Error ? top.message : "", history: history.rows, trouble, asked });
-    await Promise.all(failed.rows.filter((run) => !state.errors.has(run.run_id))
-      .map(async (run) => state.errors.set(run.run_id, lastLine((await getRun(run.run_id)).error))));
+      ranking, listRuns({ limit: N_HISTORY }), recent("failed"), recent("killed")]);
+    await Promise.all(failed.rows.filter((run) => !state.errors.has(run.run_id)).map(async (run) =>
+      state.errors.set(run.run_id, lastLine((await getRun(run.run_id)).error))));
+    const isKnown = Array.isArray(top);
+    Object.assign(state, { asked, top: isKnown ? top : [], missing: isKnown ? "" : top.message,
+      history: history.rows, trouble: [...failed.rows, ...killed.rows].sort(byStart).reverse() });
   }
 
   function draw() {
-    const { lab } = app;
-    render(root, el("h1", { class: "lab-hidden" }, "Dashboard"), counts(app),
-      app.running.length > 0 && liveTable(app, state.asked.metric_name),
+    const { metric_name: metric } = state.asked;
+    render(root, el("h1", { class: "lab-hidden" }, "Dashboard"), tiles(app),
+      app.running.length > 0 && liveCard(app, metric),
       el("div", { class: "lab-columns", data: { key: "main" } },
-        el("section", { class: "lab-card", "aria-labelledby": "lab-best" }, el("h2", { id: "lab-best" }, "Leaderboard"), controls(lab, state.asked), boardTable(app, state)),
-        el("section", { class: "lab-card", "aria-labelledby": "lab-history" }, el("h2", { id: "lab-history" }, "History"),
-          el("p", { class: "lab-muted" }, `${state.asked.metric_name ?? "no metric"} · final value by start, the last ${count(state.history.length, "run")}`),
-          state.asked.metric_name && historyChart(state.asked.metric_name).figure)),
-      el("div", { class: "lab-columns", data: { key: "more" } }, experiments(app), state.trouble.length > 0 && troubleTable(app, state)));
+        card("Leaderboard", null, controls(app.lab, state.asked), boardTable(app, state)),
+        card("History", `${metric ?? "no metric"} · final value by start · ${count(state.history.length, "run")}`,
+          metric && historyChart(metric))),
+      el("div", { class: "lab-columns", data: { key: "more" } }, experimentsCard(app),
+        state.trouble.length > 0 && troubleCard(app, state)));
   }
 
   /** Dots by start time, the best so far as a step line, failures on the baseline. */
   function historyChart(metric) {
-    const direction = lab_direction(app.lab, metric);
+    const direction = app.lab.metrics.find((one) => one.metric_name === metric)?.direction;
     group.keep([metric]);
-    const chart = group.chart(metric, { direction, labelName: "run" });
-    if (chart.runs === state.history && chart.errors === app.lab.metrics) return chart;
-    Object.assign(chart, { runs: state.history, errors: app.lab.metrics });
-    const runs = state.history.filter((run) => run.timestamp).sort((a, b) => (a.timestamp < b.timestamp ? -1 : 1));
+    const chart = group.chart(metric, { direction });
+    if (chart.runs === state.history) return chart.figure;
+    chart.runs = state.history;
+    const runs = state.history.filter((run) => run.timestamp).sort(byStart);
     const measured = runs.filter((run) => typeof run.final_metrics[metric] === "number");
-    const lost = runs.filter((run) => run.status === "failed" || run.status === "killed");
-    const better = direction === "minimize" ? Math.min : Math.max;
+    const lost = runs.filter((run) => ["failed", "killed"].includes(run.status));
     const values = measured.map((run) => run.final_metrics[metric]);
-    const best = values.reduce((line, value) => [...line, line.length ? better(line.at(-1), value) : value], []);
-    const dot = { id: "runs", label: "run", slot: 0, mode: "dots", runs: measured, curve: columns(measured, values),
-      labels: measured.map((run) => `${run.model_name ?? ""} ${shortId(run.run_id)}`) };
-    const cross = { id: "lost", label: "failed or killed", slot: "bad", mode: "cross", curve: columns(lost, lost.map(() => null)), labels: lost.map((run) => `${run.status} ${shortId(run.run_id)}`) };
-    chart.setSeries([dot, { id: "best", label: "best so far", slot: "good", mode: "step", curve: columns(measured, best) }, ...(lost.length ? [cross] : [])]);
-    return chart;
+    let best = values[0];
+    const steps = values.map((value) => (best = (direction === "minimize" ? Math.min : Math.max)(best, value)));
+    const labels = (of, name) => of.map((run) => `${run[name] ?? ""} ${shortId(run.run_id)}`);
+    chart.setSeries([
+      { id: "best", label: "best so far", slot: "good", mode: "step", curve: curveOf(measured, steps) },
+      { id: "runs", label: "run", slot: "accent", mode: "dots", runs: measured, curve: curveOf(measured, values),
+        labels: labels(measured, "model_name") },
+      lost.length > 0 && { id: "lost", label: "failed or killed", slot: "bad", mode: "cross",
+        curve: curveOf(lost, lost.map(() => null)), labels: labels(lost, "status") }].filter(Boolean));
+    return chart.figure;
   }
 
+  delegate(root, "change", { board: (target) => app.change({ [target.dataset.name]: target.value }) });
+  delegate(root, "click", {
+    open: (target, event) => { if (!event.target.closest("a")) app.go("runs", { run: target.dataset.ref }); },
+    jump: () => root.querySelector("[data-key=Experiments]").scrollIntoView(),
+  });
   return {
     async update() {
-      const isFirst = !state.asked;
-      const isLoaded = await app.load(root, async () => { await fetchAll(); return true; }, isFirst);
-      if (isLoaded) draw();
+      if (await app.load(root, async () => { await fetchAll(); return true; }, !state.asked)) draw();
     },
     async tick(isFull) {
+      if (!state.asked) return;
       if (isFull) await fetchAll();
-      if (state.asked) draw();
+      draw();
     },
     close: () => group.close(),
   };
 }
 
-const lab_direction = (lab, metric) => lab.metrics.find((one) => one.metric_name === metric)?.direction;
+const byStart = (a, b) => (a.timestamp < b.timestamp ? -1 : 1);
+const curveOf = (runs, values) => ({ x: runs.map((run) => Date.parse(run.timestamp) / 1000),
+  first: values, min: values, max: values, last: values });
 
-function columns(runs, values) {
-  return { x: runs.map((run) => Date.parse(run.timestamp) / 1000), first: values, min: values, max: values, last: values };
+/** A row of a list that opens its run. */
+const runRow = (app, run, cells) => ({ key: run.run_id, runId: run.run_id, ref: refOf(run.run_id), act: "open",
+  cells: [el("a", { href: app.href("runs", { run: refOf(run.run_id) }) }, el("code", {}, shortId(run.run_id))),
+    ...cells] });
+
+function tiles(app) {
+  const { counts, n_runs: n, experiments } = app.lab;
+  const tile = (name, value, label, query) => el("a", { class: "lab-tile", href: app.href("runs", query),
+    data: { count: name, key: name, bad: query?.status !== "running" && query && value > 0 && "yes" } },
+  el("b", {}, value.toLocaleString("en")), ` ${label}`);
+  return el("nav", { class: "lab-tiles", "aria-label": "Counts", data: { key: "counts" } },
+    tile("runs", n, n === 1 ? "run" : "runs"), tile("running", counts.running, "running", { status: "running" }),
+    el("div", { class: "lab-pair", data: { key: "trouble" } },
+      ["failed", "killed"].map((status) => tile(status, counts[status], status, { status }))),
+    el("button", { type: "button", class: "lab-tile", data: { count: "experiments", key: "exp", act: "jump" } },
+      el("b", {}, experiments.length), ` experiment${experiments.length === 1 ? "" : "s"}`));
 }
 
-function counts(app) {
-  const { counts: by, n_runs: n, experiments: all } = app.lab;
-  const tile = (key, value, label, href) => el("a", { class: "lab-tile", href, data: { count: key, key } }, el("b", {}, value.toLocaleString("en")), ` ${label}`);
-  return el("nav", { class: "lab-tiles", "aria-label": "Counts", data: { key: "counts" } }, tile("runs", n, n === 1 ? "run" : "runs", app.href("runs")),
-    tile("running", by.running, "running", app.href("runs", { status: "running" })),
-    el("div", { class: "lab-tile lab-pair", data: { key: "trouble" } }, ["failed", "killed"].map((status) =>
-      el("a", { href: app.href("runs", { status }), data: { count: status } }, el("b", { data: { bad: by[status] > 0 && "yes" } }, by[status]), ` ${status}`))),
-    el("a", { class: "lab-tile", href: "#lab-experiments", data: { count: "experiments", key: "experiments", act: "jump" } }, el("b", {}, all.length), ` experiment${all.length === 1 ? "" : "s"}`));
-}
-
-function liveTable(app, metric) {
-  return el("section", { class: "lab-card", "aria-labelledby": "lab-live", data: { key: "live" } }, el("h2", { id: "lab-live" }, "Running now"),
-    wide("Running now", ["Run", "Experiment", "Model", "Epoch", metric, "Elapsed", "Last sign"], app.running.map((run) => {
-      const planned = flatten(run.params).n_epochs ?? flatten(run.params).epochs;
-      return runRow(app, run, [run.experiment_name, run.model_name, `${run.n_epochs_logged ?? "–"}${planned ? ` / ${planned}` : ""}`,
-        num(run.final_metrics[metric]), durationOf(run), run.heartbeat_at ? ago(run.heartbeat_at) : "–"]);
-    })));
-}
-
-const link = (app, run) => el("a", { href: app.href("runs", { run: refOf(run.run_id) }), data: { open: run.run_id } }, el("code", {}, shortId(run.run_id)));
-
-function runRow(app, run, cells) {
-  return el("tr", { data: { key: run.run_id, runId: run.run_id, ref: refOf(run.run_id), act: "open" } }, el("td", {}, link(app, run)), cells.map((cell) => el("td", {}, cell)));
-}
-
-/** A table that scrolls sideways by itself where it does not fit. */
-function wide(label, heads, rows) {
-  return el("div", { class: "lab-wide-box", tabindex: "0", role: "group", "aria-label": label }, el("table", { class: "lab-list" },
-    el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col" }, head)))), el("tbody", {}, rows)));
+function liveCard(app, metric) {
+  const heads = ["Run", "Experiment", "Model", ["Epoch", "num"], [metric ?? "metric", "num"], ["Elapsed", "num"], "Last sign"];
+  return card("Running now", null, listTable("Running now", heads, app.running.map((run) => {
+    const params = flatten(run.params);
+    const planned = params.n_epochs ?? params.epochs;
+    return runRow(app, run, [run.experiment_name, run.model_name,
+      `${run.n_epochs_logged ?? "–"}${planned ? ` / ${planned}` : ""}`, num(run.final_metrics[metric]),
+      durationOf(run), run.heartbeat_at ? ago(run.heartbeat_at) : null]);
+  })));
 }
 
 function controls(lab, asked) {
-  const pick = (name, value, label, options) => el("label", {}, `${label} `, el("select", { value, data: { change: "board", name } }, options));
-  const names = orderMetrics(lab.metrics).map((metric) => metric.metric_name);
+  const pick = (name, value, label, options) => el("label", {}, `${label} `,
+    el("select", { value, data: { change: "board", name } }, options));
+  const known = orderMetrics(lab.metrics).map((metric) => metric.metric_name);
+  const names = known.includes(asked.metric_name) ? known : [asked.metric_name ?? "", ...known];
+  const sizes = [...new Set([5, 10, 20, 50, asked.top_k])].sort((a, b) => a - b);
   return el("form", { class: "lab-filters", data: { submit: "none" } },
-    pick("metric", asked.metric_name ?? "", "Metric", (names.includes(asked.metric_name) ? names : [asked.metric_name ?? "", ...names]).map((name) => option(name))),
+    pick("metric", asked.metric_name ?? "", "Metric", names.map((name) => option(name))),
     pick("order", asked.order, "Order", Object.entries(ORDERS).map(([value, text]) => option(value, text))),
-    pick("top", String(asked.top_k), "Show", [...new Set([5, 10, 20, 50, asked.top_k])].sort((a, b) => a - b).map((n) => option(String(n), `top ${n}`))));
+    pick("top", String(asked.top_k), "Show", sizes.map((n) => option(String(n), `top ${n}`))));
 }
 
 function boardTable(app, { top, missing, asked }) {
   if (!top.length) return message("nomatch", missing || "No run has a value to rank yet");
-  const names = differingParams(top).filter((name) => !["model_name", "experiment_name"].includes(name)).slice(0, 4);
+  const isShown = (name) => !["model_name", "experiment_name"].includes(name);
+  const names = differingParams(top).filter(isShown).slice(0, 3);
   const values = top.map((run) => run.metric_value);
   const decimals = columnDecimals(values);
   const [low, high] = [Math.min(0, ...values), Math.max(...values)];
-  const bar = (value) => el("i", { class: "lab-bar", "aria-hidden": "true", style: { "--share": high > low ? (value - low) / (high - low) : 1 } });
-  return wide("Leaderboard", ["#", "Run", el("span", {}, asked.metric_name, el("small", {}, " final")), "Model", ...names, "Note"], top.map((run) =>
-    el("tr", { data: { key: run.run_id, runId: run.run_id, ref: refOf(run.run_id), act: "open" } }, el("td", { class: "lab-muted" }, run.rank), el("td", {}, link(app, run)),
-      el("td", { class: "lab-value" }, bar(run.metric_value), el("span", { title: String(run.metric_value) }, fixed(run.metric_value, decimals))),
-      el("td", {}, run.model_name ?? "–"), names.map((name) => el("td", { class: "lab-num" }, param(flatten(run.params)[name]))), el("td", { class: "lab-cut", title: run.note }, run.note ?? ""))));
+  const share = (value) => (high > low ? (value - low) / (high - low) : 1);
+  const hasNote = top.some((run) => run.note);
+  return listTable("Leaderboard", ["Run", el("span", {}, asked.metric_name, el("small", {}, " final")), "Model",
+    ...names.map((name) => [name, "num"]), ...(hasNote ? ["Note"] : [])], top.map((run) => runRow(app, run, [
+    { class: "lab-value", title: String(run.metric_value), text: [el("i", { class: "lab-bar", "aria-hidden": "true",
+      style: { "--share": share(run.metric_value) } }), el("span", {}, fixed(run.metric_value, decimals))] },
+    run.model_name, ...names.map((name) => param(flatten(run.params)[name])),
+    ...(hasNote ? [{ class: "lab-cut", title: run.note, text: run.note ?? "" }] : [])])));
 }
 
-function experiments(app) {
-  return el("section", { class: "lab-card", id: "lab-experiments", "aria-labelledby": "lab-exp" }, el("h2", { id: "lab-exp" }, "Experiments"),
-    wide("Experiments", ["Experiment", "Runs", "Running", "Last activity"], app.lab.experiments.map((one) => el("tr", { data: { key: one.experiment_name ?? "none" } },
-      el("td", {}, one.experiment_name ? el("a", { href: app.href("runs", { experiment_name: one.experiment_name }) }, one.experiment_name) : "without a name"),
-      el("td", { class: "lab-num" }, one.n_runs), el("td", { class: "lab-num" }, one.n_running || "–"), el("td", {}, one.last_activity ? when(one.last_activity) : "–")))));
+function experimentsCard(app) {
+  const heads = ["Experiment", ["Runs", "num"], ["Running", "num"], "Last activity"];
+  return card("Experiments", null, listTable("Experiments", heads, app.lab.experiments.map((one) => ({
+    key: one.experiment_name ?? "none", cells: [one.experiment_name === null ? "without a name"
+      : el("a", { href: app.href("runs", { experiment_name: one.experiment_name }) }, one.experiment_name),
+    one.n_runs, one.n_running || null, one.last_activity && when(one.last_activity)] }))));
 }
 
-function troubleTable(app, { trouble, errors }) {
-  return el("section", { class: "lab-card", "aria-labelledby": "lab-trouble" }, el("h2", { id: "lab-trouble" }, "Failed and killed"),
-    wide("Failed and killed runs", ["Run", "Status", "Model", "When", "Reason"], trouble.map((run) => runRow(app, run,
-      [statusOf(run.status), run.model_name, run.timestamp ? when(run.timestamp) : "–", el("span", { class: "lab-reason" }, errors.get(run.run_id) || "the process went away")]))));
+function troubleCard(app, { trouble, errors }) {
+  return card("Failed and killed", null, listTable("Failed and killed", ["Run", "Status", "Model", "Started", "Reason"],
+    trouble.map((run) => runRow(app, run, [statusOf(run.status), run.model_name, run.timestamp && when(run.timestamp),
+      { class: "lab-reason", text: errors.get(run.run_id) || "the process went away" }]))));
 }
