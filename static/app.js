@@ -15,14 +15,23 @@ const VIEWS = {
   assistant: { label: "Assistant", load: () => import("./views/assistant.js") },
   run: { load: () => import("./views/run.js") },   // a run's page of its own: no tab
 };
-const main = document.getElementById("lab-main");
+const FIRST_RUN = `from lab_logger import log, log_run
+
+@log_run(experiment_name="first")
+def train(learning_rate=0.01, n_epochs=30):
+    for epoch in range(n_epochs):
+        log(epoch=epoch, loss=1 / (epoch + 1))
+
+train()`;
 const html = document.documentElement;
+const [main, tabs, signs, banner, theme] = ["main", "tabs", "signs", "banner", "theme"]
+  .map((name) => document.getElementById(`lab-${name}`));
 const system = matchMedia("(prefers-color-scheme: dark)");
 
 /** What a view is given: the lab's answer, the address, and the ways to change it. */
 const app = {
   lab: null,
-  running: [],
+  running: [],            // summaries of what runs now
   view: "dashboard",
   query: {},
   selection: [],          // refs by colour slot, null where a slot is free
@@ -30,40 +39,33 @@ const app = {
 
   /** The link to a view that keeps the selection. */
   href(view, query = {}, selection = app.selection) {
-    const name = view === "compare" ? "ids" : "selected";
-    return makeHash(view, { ...query, [name]: joinSelection(selection) });
+    return makeHash(view, { ...query, [view === "compare" ? "ids" : "selected"]: joinSelection(selection) });
   },
 
   /** Go to an address: a step for Back, unless it replaces while typing or dragging. */
-  go(view, query, { replace = false, selection = app.selection } = {}) {
+  go(view, query, { replace = false, selection } = {}) {
     const hash = app.href(view, query, selection);
     if (hash === location.hash) return;
     history[replace ? "replaceState" : "pushState"](null, "", hash);
     route();
   },
 
-  /** Put a run into the selection, or take it out. */
-  pick(runId) {
-    app.go(app.view, app.query, { selection: toggled(app.selection, runId) });
-  },
-
   /** Change parts of this view's address; an empty value leaves one out. */
-  change(parts, options) {
-    app.go(app.view, { ...app.query, ...parts }, options);
-  },
+  change: (parts, options) => app.go(app.view, { ...app.query, ...parts }, options),
 
-  /**
-   * Run `job`, with a skeleton in `root` while a first load takes time, and the error in place of
-   * content; what is already there stays when a later load fails.
-   */
+  /** Put a run into the selection, or take it out. */
+  pick: (runId) => app.change({}, { selection: toggled(app.selection, runId) }),
+
+  /** Run `job`: a skeleton in `root` while a first load takes time, the error in place of content. */
   async load(root, job, isFirst) {
     const timer = isFirst && setTimeout(() => render(root, message("loading", "Loading")), SKELETON_MS);
     try {
-      return await job();
+      await job();
+      return true;
     } catch (error) {
       if (!(error instanceof api.ApiError)) throw error;
-      if (isFirst || error.status) render(root, errorBox(error));
-      return undefined;
+      if (isFirst || error.status) render(root, errorBox(error));  // offline, what is there stays
+      return false;
     } finally {
       clearTimeout(timer);
     }
@@ -76,18 +78,17 @@ let current = null;        // {name, view}: the view on the page
 let turn = 0;              // a slow answer of an address left behind must not draw
 
 async function route() {
-  const { view, query } = parseHash(location.hash);
+  const { view, query: { selected, ids, ...query } } = parseHash(location.hash);
   const name = view in VIEWS ? view : "dashboard";
   const mine = ++turn;
-  const { selected, ids, ...own } = query;
-  Object.assign(app, { view: name, query: own, selection: parseSelection((name === "compare" ? ids : selected) ?? "") });
-  app.last[name] = own;
+  Object.assign(app, { view: name, query, selection: parseSelection(name === "compare" ? ids : selected) });
+  app.last[name] = query;
   html.dataset.view = name;
   delete html.dataset.ready;
   drawHeader();
   if (!app.lab) return;
-  if (!app.lab.n_runs) showEmpty();
-  else await showView(name, mine);
+  if (app.lab.n_runs) await showView(name, mine);
+  else showEmpty();
   if (mine === turn) html.dataset.ready = "true";
 }
 
@@ -106,56 +107,55 @@ async function showView(name, mine) {
 }
 
 function leave() {
-  current?.view?.close?.();
+  current?.view.close?.();
   current = null;
 }
 
 function showEmpty() {
   leave();
-  const isAsking = app.view === "assistant";
-  render(main, el("div", { class: "lab-view" }, message("empty", isAsking ? "Nothing to ask about yet" : "No runs yet",
-    el("p", {}, "Put the logger beside your training script and three lines into it; the first run appears here by itself."),
-    snippet("from lab_logger import log, log_run\n\n@log_run(experiment_name=\"first\")\ndef train(learning_rate=0.01, n_epochs=30):\n    for epoch in range(n_epochs):\n        log(epoch=epoch, loss=1 / (epoch + 1))"),
-    el("p", {}, "Or see the examples train, in under a minute:"), snippet("python ailab.py demo"),
-    app.lab.db_path && [el("p", {}, "This page reads"), snippet(app.lab.db_path)],
-    el("p", { class: "lab-muted", data: { key: "read" } }, `Last read at ${clock(api.connection.since)}.`))));
+  const path = app.lab.db_path;
+  render(main, el("div", { class: "lab-view" }, message("empty", "No runs yet",
+    el("p", {}, "Put lab_logger.py beside your script and three lines into it; the first run appears here by itself."),
+    snippet(FIRST_RUN), el("p", {}, "Or see the examples train, in under a minute:"), snippet("python ailab.py demo"),
+    path && [el("p", {}, `This page reads the lab below, last at ${clock(api.connection.since)}:`), snippet(path)])));
 }
 
 // --- Header -------------------------------------------------------------------
 
 function drawHeader() {
-  const chosen = app.selection.filter(Boolean);
-  const tab = ([name, { label }]) => label && el("a", { href: app.href(name, app.last[name] ?? {}), "aria-current": app.view === name && "page", data: { key: name } },
-    label, name === "compare" && chosen.length > 0 && el("span", { class: "lab-count" }, ` (${chosen.length})`));
-  render(document.getElementById("lab-tabs"), Object.entries(VIEWS).map(tab));
+  const n = app.selection.filter(Boolean).length;
   const running = app.lab?.counts.running ?? 0;
-  const isOnline = api.connection.isOnline;
-  render(document.getElementById("lab-signs"),
-    running > 0 && el("a", { href: app.href("runs", { status: "running" }), class: "lab-live", data: { key: "live" } }, el("i", { "aria-hidden": "true" }), `${running} running`),
-    el("span", { class: "lab-connection", data: { online: String(isOnline), key: "connection" } }, isOnline ? "Connected" : "Offline"));
+  const { isOnline } = api.connection;
+  render(tabs, Object.entries(VIEWS).filter(([, { label }]) => label).map(([name, { label }]) =>
+    el("a", { href: app.href(name, app.last[name]), "aria-current": app.view === name && "page", data: { key: name } },
+      label, name === "compare" && n > 0 && ` (${n})`)));
+  render(signs, running > 0 && el("a", { class: "lab-live", data: { key: "live" },
+    href: app.href("runs", { status: "running" }) }, el("i", { "aria-hidden": "true" }), `${running} running`),
+  el("span", { class: "lab-connection", data: { online: String(isOnline), key: "connection" } },
+    isOnline ? "Connected" : "Offline"));
   document.getElementById("lab-project").textContent = app.lab?.project ?? "AI-Lab";
-  const theme = document.getElementById("lab-theme");
   theme.textContent = isDark() ? "Light" : "Dark";
-  theme.setAttribute("aria-label", `Switch to the ${isDark() ? "light" : "dark"} theme`);
+  theme.setAttribute("aria-label", `${theme.textContent} theme`);
 }
 
 function drawBanner() {
   const { isOnline, since } = api.connection;
   html.dataset.online = String(isOnline);
-  render(document.getElementById("lab-banner"), !isOnline && el("div", { class: "lab-offline", role: "alert" },
-    `Not connected since ${clock(since)}, retrying`, el("button", { type: "button", data: { act: "reconnect" } }, "Retry")));
+  render(banner, !isOnline && el("div", { class: "lab-offline", role: "alert" },
+    `Not connected since ${clock(since)}, retrying`, el("button", { data: { act: "reconnect" } }, "Retry")));
   drawHeader();
 }
 
 const isDark = () => (html.dataset.theme ? html.dataset.theme === "dark" : system.matches);
 
-function setTheme(theme) {
-  if (theme) html.dataset.theme = theme;
+/** Use and keep this theme; without one, what was kept, else the system's. */
+function setTheme(chosen) {
   try {
-    if (theme) localStorage.setItem("lab-theme", theme);
-    else if (localStorage.getItem("lab-theme")) html.dataset.theme = localStorage.getItem("lab-theme");
+    if (chosen) localStorage.setItem("lab-theme", chosen);
+    html.dataset.theme = chosen ?? localStorage.getItem("lab-theme") ?? "";
   } catch (error) {
     console.info("The theme is not kept: storage is closed to this page.", error.name);
+    html.dataset.theme = chosen ?? "";
   }
   drawHeader();
   redrawAll();
@@ -166,26 +166,21 @@ function setTheme(theme) {
 let timer = null;
 let seen = "";             // the lab's counts at the last full refresh
 let fullAt = 0;
-let isTicking = false;     // one look at a time; "again" when another was asked for meanwhile
+let isLooking = false;
 
 async function tick() {
   clearTimeout(timer);
-  if (document.hidden) return;
-  if (isTicking) {
-    isTicking = "again";
-    return;
-  }
-  isTicking = true;
+  if (document.hidden || isLooking) return;
+  isLooking = true;
   try {
     await look();
   } catch (error) {
     if (!(error instanceof api.ApiError)) throw error;
     if (!app.lab) render(main, errorBox(error));
   } finally {
-    const isAgain = isTicking === "again";
-    isTicking = false;
-    const pause = !api.connection.isOnline ? OFFLINE_MS : app.lab?.counts.running ? LIVE_MS : IDLE_MS;
-    timer = setTimeout(tick, isAgain ? 0 : pause);
+    isLooking = false;
+    const pause = app.lab?.counts.running ? LIVE_MS : IDLE_MS;
+    timer = setTimeout(tick, api.connection.isOnline ? pause : OFFLINE_MS);
   }
 }
 
@@ -195,41 +190,30 @@ async function look() {
   app.running = app.lab.counts.running ? (await api.listRuns({ status: "running", limit: 100 })).rows : [];
   drawHeader();
   const counts = JSON.stringify([app.lab.n_runs, app.lab.counts]);
-  if (wasEmpty) {
-    [seen, fullAt] = [counts, Date.now()];
-    return route();
-  }
   const isFull = counts !== seen || Date.now() - fullAt >= IDLE_MS - LIVE_MS;
   if (isFull) [seen, fullAt] = [counts, Date.now()];
-  if (current && html.dataset.ready) await current.view.tick?.(isFull);
-  return undefined;
+  if (wasEmpty) await route();
+  else if (current && html.dataset.ready) await current.view.tick?.(isFull);
 }
 
 // --- Boot ---------------------------------------------------------------------
 
 delegate(document, "click", {
   theme: () => setTheme(isDark() ? "light" : "dark"),
-  reconnect: () => tick(),
-  retry: () => { leave(); main.replaceChildren(); if (app.lab) route(); else tick(); },
+  reconnect: tick,
+  retry: () => { leave(); main.replaceChildren(); (app.lab ? route : tick)(); },
   skip: (target, event) => { event.preventDefault(); (main.querySelector("tr[tabindex='0']") ?? main).focus(); },
 });
-document.addEventListener("click", async (event) => {
-  const target = event.target.closest("[data-copy]");
-  if (!target) return;
-  try {
-    await navigator.clipboard.writeText(target.dataset.copy);
-    toast("Copied");
-  } catch {
-    toast("This browser lets no page copy here: select the text and copy it by hand");
-  }
+document.addEventListener("click", async ({ target }) => {
+  const text = target.closest("[data-copy]")?.dataset.copy;
+  if (text === undefined) return;
+  const isDone = await navigator.clipboard?.writeText(text).then(() => true, () => false);
+  toast(isDone ? "Copied" : "This browser lets no page copy here: select the text and copy it by hand");
 });
 document.addEventListener("submit", (event) => { if (event.target.dataset.submit) event.preventDefault(); });
 document.addEventListener("visibilitychange", tick);
 addEventListener("popstate", route);
 system.addEventListener("change", () => setTheme());
-api.connection.addEventListener("change", () => {
-  drawBanner();
-  if (api.connection.isOnline) fullAt = 0;
-});
+api.connection.addEventListener("change", () => { fullAt = 0; drawBanner(); });
 setTheme();
 tick();

@@ -3,26 +3,28 @@
 Every test fails on a console error, an uncaught error in the page, or a request to another host,
 unless it says which error it provokes.
 """
+
 import json
 import shutil
-import threading
+import subprocess
 import uuid
 from datetime import datetime, timedelta, timezone
-from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import insert_points, insert_run
+from conftest import ROOT, insert_points, insert_run
+from playwright import sync_api
+from playwright.sync_api import expect
 
-sync_api = pytest.importorskip("playwright.sync_api")
-expect = sync_api.expect
+import ailab
 
 MODELS = ("logistic_regression", "linear_svm", "perceptron")
 RATES = (0.001, 0.01, 0.1)
 SEEDS = (0, 1, 2)
 N_EPOCHS = 30
 START = datetime(2026, 11, 20, 9, 0, tzinfo=timezone.utc)
-TRACEBACK = 'Traceback (most recent call last):\n  File "train.py", line 31, in train\nValueError: loss exploded\n'
+TRACEBACK = ('Traceback (most recent call last):\n  File "train.py", line 31, in train\n'
+             "ValueError: loss exploded\n")
 HOSTILE = "<img src=x onerror=alert(1)>\"'</td><script>alert(2)</script>"
 NAN = float("nan")
 PHONE = {"width": 390, "height": 844}
@@ -38,7 +40,7 @@ def run_key(model, rate, seed):
 
 DIVERGED = run_key("perceptron", 0.1, 2)
 FAILED = run_key("linear_svm", 0.1, 1)
-BEST = run_key("logistic_regression", 0.1, 0)      # accuracy 0.97, val_loss 0.2
+BEST = run_key("logistic_regression", 0.1, 0)  # accuracy 0.97, val_loss 0.2
 
 
 def final_values(model, rate, seed):
@@ -51,42 +53,82 @@ def points_of(model, rate, seed, n_epochs=N_EPOCHS):
     accuracy, val_loss = final_values(model, rate, seed)
     rows = []
     for epoch in range(1, n_epochs + 1):
-        left = 0.85 ** epoch - 0.85 ** N_EPOCHS
+        left = 0.85**epoch - 0.85**N_EPOCHS
         wave = 0.01 * ((epoch * 7 + seed * 3) % 5 - 2) * left
         lost = run_key(model, rate, seed) == DIVERGED and epoch >= 22
-        rows += [(epoch, "train_loss", round(0.8 * val_loss + 1.1 * left, 4)),
-                 (epoch, "val_loss", NAN if lost else round(val_loss + 1.2 * left + wave, 4)),
-                 (epoch, "accuracy", 0.3333 if lost else round(accuracy - 0.5 * left + wave, 4))]
+        rows += [
+            (epoch, "train_loss", round(0.8 * val_loss + 1.1 * left, 4)),
+            (epoch, "val_loss", NAN if lost else round(val_loss + 1.2 * left + wave, 4)),
+            (epoch, "accuracy", 0.3333 if lost else round(accuracy - 0.5 * left + wave, 4)),
+        ]
     return rows
 
 
 def add_run(conn, run_id, minutes, **columns):
     """Insert a run that finished; any column of `runs` can be given."""
-    row = {"run_id": run_id, "timestamp": stamp(minutes), "experiment_name": "iris_sweep", "status": "finished",
-           "duration_s": 12.5, "params_json": "{}", "final_metrics_json": "{}", "artifacts_json": "[]", **columns}
+    row = {
+        "run_id": run_id,
+        "timestamp": stamp(minutes),
+        "experiment_name": "iris_sweep",
+        "status": "finished",
+        "duration_s": 12.5,
+        "params_json": "{}",
+        "final_metrics_json": "{}",
+        "artifacts_json": "[]",
+        **columns,
+    }
     insert_run(conn, **row)
 
 
 def add_sweep(conn, folder):
-    for i, (model, rate, seed) in enumerate((m, r, s) for m in MODELS for r in RATES for s in SEEDS):
+    for i, (model, rate, seed) in enumerate(
+        (m, r, s) for m in MODELS for r in RATES for s in SEEDS
+    ):
         run_id = run_key(model, rate, seed)
-        params = {"model_name": model, "learning_rate": rate, "random_state": seed, "n_epochs": N_EPOCHS, "test_size": 0.25,
-                  "optimizer": {"name": "sgd", "momentum": 0.9}, "shuffle": True}
+        params = {
+            "model_name": model,
+            "learning_rate": rate,
+            "random_state": seed,
+            "n_epochs": N_EPOCHS,
+            "test_size": 0.25,
+            "optimizer": {"name": "sgd", "momentum": 0.9},
+            "shuffle": True,
+        }
         present = folder / "metrics.csv"
         present.write_text("epoch,accuracy\n1,0.5\n")
-        add_run(conn, run_id, i * 20, experiment_name=f"iris_{model}_sweep_v1", model_name=model, dataset_id="iris",
-                command=f"python run.py --model_name {model} --learning_rate {rate}", git_hash="0123456789abcdef" if seed else "fedcba9876543210",
-                git_diff="--- a/run.py\n+++ b/run.py\n@@ -1 +1 @@\n-lr = 0.1\n+lr = 0.2\n" if seed == 2 else "", python_version="3.11.9",
-                pip_freeze=f"numpy==2.{seed}.0\nscikit-learn==1.5.2", device_info='{"cpu": "test", "n_cpus": 2}', params_json=json.dumps(params),
-                artifacts_json=json.dumps([str(present), str(folder / "gone.joblib")]), hostname="testhost", cwd=str(folder),
-                note="PUBLISH: best so far" if run_id == BEST else None, duration_s=10.0 + i,
-                status="failed" if run_id == FAILED else "finished", error=TRACEBACK if run_id == FAILED else None)
-        insert_points(conn, run_id, points_of(model, rate, seed, 12 if run_id == FAILED else N_EPOCHS))
+        add_run(
+            conn,
+            run_id,
+            i * 20,
+            experiment_name=f"iris_{model}_sweep_v1",
+            model_name=model,
+            dataset_id="iris",
+            command=f"python run.py --model_name {model} --learning_rate {rate}",
+            git_hash="0123456789abcdef" if seed else "fedcba9876543210",
+            git_diff="--- a/run.py\n+++ b/run.py\n@@ -1 +1 @@\n-lr = 0.1\n+lr = 0.2\n"
+            if seed == 2
+            else "",
+            python_version="3.11.9",
+            pip_freeze=f"numpy==2.{seed}.0\nscikit-learn==1.5.2",
+            device_info='{"cpu": "test", "n_cpus": 2}',
+            params_json=json.dumps(params),
+            artifacts_json=json.dumps([str(present), str(folder / "gone.joblib")]),
+            hostname="testhost",
+            cwd=str(folder),
+            note="PUBLISH: best so far" if run_id == BEST else None,
+            duration_s=10.0 + i,
+            status="failed" if run_id == FAILED else "finished",
+            error=TRACEBACK if run_id == FAILED else None,
+        )
+        insert_points(
+            conn, run_id, points_of(model, rate, seed, 12 if run_id == FAILED else N_EPOCHS)
+        )
 
 
 def fill(path, add):
     """Let `add(conn)` write into the lab at `path`, summaries brought up to date."""
     import lab_logger
+
     conn = ailab.open_lab(str(path))
     with lab_logger.transaction(conn):
         add(conn)
@@ -111,31 +153,53 @@ def sweep(template, db_path):
 
 @pytest.fixture(scope="module")
 def browser():
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if path is None:
-        pytest.skip("no Chromium on this machine")
+        pytest.fail("these tests drive Chromium: apt-get install chromium, or put it on PATH")
     with sync_api.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=[
-            "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync"])
+        chromium = driver.chromium.launch(
+            executable_path=path,
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+            ],
+        )
         yield chromium
         chromium.close()
 
 
 @pytest.fixture
 def visit(browser, server):
-    """visit("#/runs") -> a page in a fresh context; provokes= names console errors that are meant."""
+    """visit("#/runs") -> a page in a fresh context; provokes= names console errors meant."""
     opened = []
 
     def visit(address="#/", *, provokes=None, ready=True, **options):
-        context = browser.new_context(viewport=options.pop("viewport", {"width": 1440, "height": 900}), **options)
+        context = browser.new_context(
+            viewport=options.pop("viewport", {"width": 1440, "height": 900}), **options
+        )
         page = context.new_page()
         page.set_default_timeout(8000)
         faults = []
-        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+        page.on(
+            "console",
+            lambda message: faults.append(message.text) if message.type == "error" else None,
+        )
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", lambda request: faults.append(f"foreign request {request.url}")
-                if urlsplit(request.url).hostname not in ("127.0.0.1", None, "") else None)
+        page.on(
+            "request",
+            lambda request: (
+                faults.append(f"foreign request {request.url}")
+                if urlsplit(request.url).hostname not in ("127.0.0.1", None, "")
+                else None
+            ),
+        )
         opened.append((context, faults, provokes))
         page.goto(f"http://127.0.0.1:{server.server_port}/{address}")
         if ready:
@@ -154,7 +218,9 @@ def settle(page):
 
 def rows_of(page):
     """Run ids of the grid's rows, top to bottom."""
-    return page.eval_on_selector_all("tr[data-run-id]", "rows => rows.map(row => row.dataset.runId)")
+    return page.eval_on_selector_all(
+        "tr[data-run-id]", "rows => rows.map(row => row.dataset.runId)"
+    )
 
 
 def select(page, *run_ids):
@@ -164,3 +230,470 @@ def select(page, *run_ids):
 
 def cells(page, column):
     return page.locator(f"[role=grid] td[data-col='{column}']").all_inner_texts()
+
+
+def get(page, path):
+    """Ask the API what the page should show."""
+    return page.evaluate("path => fetch(path).then(answer => answer.json())", path)
+
+
+# --- Pure modules -------------------------------------------------------------
+
+
+def test_pure_modules_pass_under_node():
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node on this machine")
+    tests = sorted(str(path) for path in (ROOT / "tests" / "js").glob("*.test.js"))
+    done = subprocess.run([node, "--test", *tests], capture_output=True, text=True, timeout=60)
+    assert tests and done.returncode == 0, done.stdout[-3000:]
+
+
+# --- Dashboard ----------------------------------------------------------------
+
+
+def test_dashboard_counts_link_to_their_runs(sweep, visit):
+    page = visit()
+    counts = {
+        one: page.locator(f"[data-count={one}] b").inner_text()
+        for one in ("runs", "running", "failed", "killed", "experiments")
+    }
+    assert counts == {
+        "runs": "27",
+        "running": "0",
+        "failed": "1",
+        "killed": "0",
+        "experiments": "3",
+    }
+    page.locator("[data-count=failed]").click()
+    expect(page.locator("tr[data-run-id]")).to_have_count(1)
+    assert rows_of(page) == [FAILED] and "status=failed" in page.url
+
+
+def test_leaderboard_is_the_apis_and_opens_a_run(sweep, visit):
+    page = visit()
+    board = page.get_by_role("group", name="Leaderboard")
+    ids = board.locator("[data-run-id]").evaluate_all("rows => rows.map(r => r.dataset.runId)")
+    wanted = get(page, "/runs/leaderboard?metric_name=accuracy&order=best&top_k=10")
+    assert ids == [run["run_id"] for run in wanted] and ids[0] == BEST
+    page.locator("select[data-name=metric]").select_option("val_loss")
+    expect(board).to_contain_text("val_loss")
+    settle(page)
+    wanted = get(page, "/runs/leaderboard?metric_name=val_loss&order=best&top_k=10")
+    expect(board.locator("[data-run-id]").first).to_have_attribute(
+        "data-run-id", wanted[0]["run_id"]
+    )
+    assert wanted[0]["final_metrics"]["val_loss"] == 0.2 and "metric=val_loss" in page.url
+    board.locator("[data-run-id] a").first.click()
+    expect(page.locator("article[data-run]")).to_have_attribute("data-run", BEST)
+
+
+def test_failed_run_is_listed_with_its_reason(sweep, visit):
+    page = visit()
+    expect(page.get_by_role("group", name="Failed and killed")).to_contain_text(
+        "ValueError: loss exploded"
+    )
+
+
+def test_history_draws_a_dot_for_each_run(sweep, visit):
+    page = visit()
+    figure = page.locator("figure[data-chart=accuracy]")
+    assert int(figure.get_attribute("data-points")) >= 26
+    assert page.evaluate("""() => {
+        const canvas = document.querySelector('figure[data-chart=accuracy] canvas');
+        const bytes = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+        return bytes.some(byte => byte > 0);
+    }""")
+
+
+# --- Runs ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metric", "good", "is_high"), [("accuracy", 0.97, True), ("val_loss", 0.2, False)]
+)
+def test_first_click_on_a_metric_puts_its_good_end_on_top_and_nan_last(
+    sweep, visit, metric, good, is_high
+):
+    page = visit("#/runs")
+    head = page.locator(f"th[data-col='metrics.{metric}']")
+    head.get_by_role("button").click()
+    expect(head).to_have_attribute("aria-sort", "descending" if is_high else "ascending")
+    expect(page.locator("tr[data-run-id]").first).to_have_attribute("data-run-id", BEST)
+    values = cells(page, f"metrics.{metric}")
+    assert float(values[0]) == good
+    head.get_by_role("button").click()
+    expect(head).to_have_attribute("aria-sort", "ascending" if is_high else "descending")
+    settle(page)
+    if metric == "val_loss":
+        page.wait_for_function(
+            "id => [...document.querySelectorAll('tr[data-run-id]')].length", arg=DIVERGED
+        )
+        assert rows_of(page)[-1] == DIVERGED
+
+
+def test_filters_narrow_the_rows_as_the_api_counts_them_and_can_be_taken_off(sweep, visit):
+    page = visit("#/runs")
+    page.get_by_label("Model", exact=False).first.select_option("perceptron")
+    expect(page.locator(".lab-foot")).to_contain_text("9 of 27 runs")
+    page.get_by_label("Metric", exact=False).first.select_option("accuracy")
+    page.get_by_label("min", exact=False).first.fill("0.85")
+    wanted = get(page, "/runs?model_name=perceptron&metric_name=accuracy&metric_min=0.85&limit=100")
+    expect(page.locator(".lab-foot")).to_contain_text(f"{len(wanted)} of 27 runs")
+    assert sorted(rows_of(page)) == sorted(run["run_id"] for run in wanted) and wanted
+    for _ in range(2):
+        page.locator(".lab-chips button").first.click()
+    expect(page.locator(".lab-foot")).to_contain_text("27 of 27 runs")
+
+
+def test_filter_without_a_match_says_so_and_clears(sweep, visit):
+    page = visit("#/runs?q=nothing-like-this")
+    expect(page.get_by_text("No run matches")).to_be_visible()
+    page.get_by_role("button", name="Clear all filters").click()
+    expect(page.locator("tr[data-run-id]").first).to_be_visible()
+
+
+def test_refused_filter_shows_the_apis_sentence(sweep, visit):
+    page = visit("#/runs?metric_name=accuracy&metric_min=much", provokes="422")
+    expect(page.get_by_text("metric_min", exact=False)).to_be_visible()
+
+
+def test_copied_address_reopens_rows_order_selection_and_run(sweep, visit):
+    page = visit("#/runs?model_name=linear_svm&sort=-metrics.accuracy")
+    first, second = rows_of(page)[:2]
+    select(page, first, second)
+    page.locator(f"tr[data-run-id='{first}'] td[data-col]").nth(1).click()
+    expect(page.locator("article[data-run]")).to_have_attribute("data-run", first)
+    again = visit(page.url.split("/", 3)[3])
+    assert rows_of(again) == rows_of(page)
+    assert again.locator("tr[aria-selected=true]").count() == 2
+    expect(again.locator("article[data-run]")).to_have_attribute("data-run", first)
+    page.go_back()
+    expect(page.locator("article[data-run]")).to_have_count(0)
+
+
+def test_shift_click_selects_a_range_and_compare_takes_it(sweep, visit):
+    page = visit("#/runs")
+    boxes = page.locator("tr[data-run-id] input[type=checkbox]")
+    boxes.nth(0).click()
+    boxes.nth(3).click(modifiers=["Shift"])
+    expect(page.locator("tr[aria-selected=true]")).to_have_count(4)
+    wanted = rows_of(page)[:4]
+    page.locator("[data-do=compare]").click()
+    expect(page.locator("h1")).to_have_text("Compare 4 runs")
+    assert all(run_id[:8] in page.url for run_id in wanted)
+
+
+def test_table_of_thousands_keeps_few_rows_in_the_page_and_reaches_the_last(db_path, visit):
+    def add(conn):
+        for i in range(3000):
+            insert_run(
+                conn,
+                run_id=f"{i:08x}-big",
+                timestamp=stamp(i),
+                status="finished",
+                experiment_name="big",
+                final_metrics_json=json.dumps({"acc": i / 3000}),
+            )
+
+    fill(db_path, add)
+    page = visit("#/runs")
+    grid = page.get_by_role("grid", name="Runs")
+    assert int(grid.get_attribute("aria-rowcount")) >= 3000
+    page.locator(".lab-scroll").evaluate("box => { box.scrollTop = box.scrollHeight; }")
+    expect(page.locator("tr[data-run-id='00000000-big']")).to_be_visible()
+    assert page.evaluate("document.querySelectorAll('*').length") < 2000
+
+
+def test_keyboard_alone_opens_a_run_and_returns(sweep, visit):
+    page = visit("#/runs")
+    page.locator("body").press("Tab")
+    for _ in range(25):
+        if page.evaluate("document.activeElement.closest('tr[data-run-id]') !== null"):
+            break
+        page.keyboard.press("Tab")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("x")
+    expect(page.locator("tr[aria-selected=true]")).to_have_count(1)
+    page.keyboard.press("Enter")
+    expect(page.locator("article[data-run]")).to_be_visible()
+
+
+# --- One run ------------------------------------------------------------------
+
+
+def test_run_shows_params_metrics_artifacts_and_environment(sweep, visit):
+    page = visit(f"#/run?id={BEST}")
+    article = page.locator(f"article[data-run='{BEST}']")
+    for text in (
+        "logistic_regression",
+        "optimizer.momentum",
+        "PUBLISH: best so far",
+        "metrics.csv",
+        "gone.joblib",
+        "missing",
+        "testhost",
+        "scikit-learn==1.5.2",
+    ):
+        expect(article).to_contain_text(text)
+    expect(page.locator("figure[data-chart=accuracy]")).to_be_visible()
+    assert page.locator("figure").count() == 2  # train_loss and val_loss share one
+
+
+def test_failed_run_shows_its_traceback_first(sweep, visit):
+    page = visit(f"#/run?id={FAILED}")
+    expect(page.locator("article[data-run]")).to_contain_text("ValueError: loss exploded")
+
+
+def test_nan_is_told_in_words_and_drawn_as_a_break(sweep, visit):
+    page = visit(f"#/run?id={DIVERGED}")
+    expect(
+        page.locator("figure[data-chart=val_loss], figure[data-chart=loss]").first
+    ).to_contain_text("NaN from epoch 22")
+
+
+def test_readout_gives_the_apis_values(sweep, visit):
+    page = visit(f"#/run?id={BEST}")
+    curve = get(page, f"/runs/{BEST}/metrics?names=accuracy")["curves"][0]
+    figure = page.locator("figure[data-chart=accuracy]")
+    assert int(figure.get_attribute("data-points")) == curve["n_points"] == 30
+    expect(figure.locator("table")).to_contain_text(f"{curve['last'][-1]:.4g}")
+    box = figure.locator("canvas").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    shown = figure.locator("tbody td").all_inner_texts()
+    epoch = next(int(text) for text in shown if text.isdigit() and 1 < int(text) < 30)
+    assert f"{curve['last'][epoch - 1]:.4g}" in " ".join(shown)
+
+
+def test_note_is_saved_with_one_request_and_escape_writes_nothing(sweep, visit):
+    page = visit(f"#/run?id={FAILED}")
+    writes = []
+    page.on(
+        "request",
+        lambda request: writes.append(request.method) if request.method == "PATCH" else None,
+    )
+    page.get_by_role("button", name="Edit note", exact=False).click()
+    page.get_by_label("Note", exact=True).fill("never mind")
+    page.keyboard.press("Escape")
+    assert writes == []
+    page.get_by_role("button", name="Edit note", exact=False).click()
+    page.get_by_label("Note", exact=True).fill("BAD: exploded")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Edit note: BAD: exploded")).to_be_visible()
+    assert writes == ["PATCH"] and get(page, f"/runs/{FAILED}")["note"] == "BAD: exploded"
+
+
+def test_note_that_cannot_be_saved_stays_in_the_editor_with_the_reason(sweep, visit):
+    page = visit(f"#/run?id={FAILED}", provokes="503")
+    page.route(
+        "**/note",
+        lambda route: route.fulfill(
+            status=503, content_type="application/json", body='{"detail": "the lab is locked"}'
+        ),
+    )
+    page.get_by_role("button", name="Edit note", exact=False).click()
+    page.get_by_label("Note", exact=True).fill("KEEP")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("the lab is locked")
+    assert page.get_by_label("Note", exact=True).input_value() == "KEEP"
+
+
+def test_deleted_run_leaves_the_list_after_a_question(sweep, visit):
+    page = visit(f"#/runs?run={FAILED[:8]}")
+    page.get_by_role("button", name="Delete").first.click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("trash")
+    dialog.get_by_role("button", name="Delete").click()
+    expect(page.locator(".lab-foot")).to_contain_text("26 of 26 runs")
+    assert FAILED not in rows_of(page)
+
+
+def test_unknown_run_has_its_own_message(sweep, visit):
+    page = visit("#/run?id=deadbeef00", provokes="404")
+    expect(page.get_by_text("No run deadbeef00 in this lab")).to_be_visible()
+
+
+# --- Compare ------------------------------------------------------------------
+
+
+def test_compare_marks_the_best_by_direction_ties_all_and_nan_never(sweep, visit):
+    ids = [BEST, run_key("logistic_regression", 0.1, 1), DIVERGED]
+    page = visit("#/compare?ids=" + ",".join(one[:8] for one in ids))
+    best = {
+        metric: [
+            i
+            for i, mark in enumerate(
+                page.locator(f"tr[data-metric={metric}] td").evaluate_all(
+                    "cells => cells.map(cell => cell.textContent.includes('★'))"
+                )
+            )
+            if mark
+        ]
+        for metric in ("accuracy", "val_loss")
+    }
+    assert best["accuracy"] == best["val_loss"] and len(best["accuracy"]) == 1
+    assert "NaN" in page.locator("tr[data-metric=val_loss]").inner_text()
+    figures = page.locator("figure").count()
+    assert figures >= 3
+
+
+def test_compare_shows_only_differing_params_until_asked(sweep, visit):
+    ids = [run_key("perceptron", 0.01, 0), run_key("perceptron", 0.01, 1)]
+    page = visit("#/compare?ids=" + ",".join(one[:8] for one in ids))
+    params = (
+        page.locator("section, div").filter(has=page.get_by_role("heading", name="Params")).last
+    )
+    expect(params).to_contain_text("random_state")
+    expect(params).not_to_contain_text("test_size")
+    params.get_by_role("button", name="equal", exact=False).click()
+    expect(params).to_contain_text("test_size")
+    expect(page.locator("main")).to_contain_text("numpy")
+
+
+def test_compare_without_runs_says_how_to_choose_them(sweep, visit):
+    page = visit("#/compare")
+    expect(page.locator("main")).to_contain_text("Choose 2 to 20 runs")
+    assert page.locator("figure").count() == 0
+
+
+# --- Assistant ----------------------------------------------------------------
+
+
+def test_assistant_answers_names_its_runs_and_compares_them(sweep, visit):
+    page = visit("#/assistant")
+    page.get_by_role("textbox").fill("Show me my top 3 runs by accuracy and compare them.")
+    page.keyboard.press("Enter")
+    chips = page.locator("[data-run-ref]")
+    expect(chips).to_have_count(3, timeout=20000)
+    wanted = get(page, "/runs/leaderboard?metric_name=accuracy&top_k=3")
+    assert chips.evaluate_all("all => all.map(one => one.dataset.runRef)") == [
+        run["run_id"] for run in wanted
+    ]
+    expect(page.get_by_role("group", name="Comparison")).to_be_visible()
+    page.locator("[data-do=compare]").click()
+    expect(page.locator("h1")).to_have_text("Compare 3 runs")
+
+
+def test_assistant_shows_the_note_it_wrote_and_takes_it_back(sweep, visit):
+    page = visit("#/assistant")
+    page.get_by_role("textbox").fill("Flag the best run for publishing.")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("A note was written")).to_be_visible(timeout=20000)
+    assert get(page, f"/runs/{BEST}")["note"].startswith("PUBLISH")
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_text("The note was taken off again")).to_be_visible()
+
+
+def test_assistant_keeps_the_question_when_it_fails(sweep, visit):
+    page = visit("#/assistant", provokes="503")
+    page.route(
+        "**/agent/query",
+        lambda route: route.fulfill(
+            status=503, content_type="application/json", body='{"detail": "the assistant is away"}'
+        ),
+    )
+    page.get_by_role("textbox").fill("Which is best?")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("the assistant is away")
+    assert page.get_by_role("textbox").input_value() == "Which is best?"
+
+
+# --- Care ---------------------------------------------------------------------
+
+
+def test_hostile_text_is_shown_as_text_everywhere(db_path, visit):
+    def add(conn):
+        for i in range(2):
+            add_run(
+                conn,
+                f"hostile{i}-0000",
+                i,
+                experiment_name=HOSTILE,
+                model_name=HOSTILE,
+                note=HOSTILE,
+                params_json=json.dumps({HOSTILE: HOSTILE, "n": i}),
+                final_metrics_json=json.dumps({HOSTILE: i}),
+                error=HOSTILE,
+                status="failed",
+                artifacts_json=json.dumps([HOSTILE]),
+                git_diff=HOSTILE,
+            )
+
+    fill(db_path, add)
+    for address in ("#/", "#/runs?run=hostile0", "#/compare?ids=hostile0,hostile1", "#/assistant"):
+        page = visit(address)
+        page.on("dialog", lambda dialog: pytest.fail("a script ran"))
+        expect(page.locator("img, main script")).to_have_count(0)
+        if address != "#/assistant":
+            expect(page.locator("main")).to_contain_text("<img src=x onerror=alert(1)>")
+
+
+def test_empty_lab_teaches_the_first_run_and_shows_it_when_it_comes(db_path, visit):
+    ailab.open_lab(db_path).close()
+    page = visit()
+    for text in ("@log_run", "python ailab.py demo", db_path):
+        expect(page.locator("main")).to_contain_text(text)
+    fill(db_path, lambda conn: add_run(conn, "first-run-0001", 0, model_name="svm"))
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.locator("[data-count=runs] b")).to_have_text("1")
+
+
+def test_live_run_advances_without_a_reload(sweep, visit):
+    page = visit("#/runs")
+    conn = ailab.open_lab(sweep)
+    add_run(
+        conn,
+        "live-run-0001",
+        9999,
+        status="running",
+        model_name="live",
+        duration_s=None,
+        pid=None,
+        hostname="elsewhere",
+    )
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.locator("tr[data-run-id='live-run-0001']")).to_contain_text("running")
+    insert_points(conn, "live-run-0001", [(1, "accuracy", 0.4321)])
+    expect(page.locator("tr[data-run-id='live-run-0001']")).to_contain_text("0.4321", timeout=6000)
+    conn.close()
+
+
+def test_lost_server_is_told_the_data_stays_and_it_recovers(sweep, visit):
+    page = visit("#/runs", provokes="Failed to load resource")
+    n_rows = page.locator("tr[data-run-id]").count()
+    page.route("**/lab", lambda route: route.abort())
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.get_by_role("alert")).to_contain_text("Not connected since")
+    assert page.locator("tr[data-run-id]").count() == n_rows
+    page.unroute("**/lab")
+    page.get_by_role("button", name="Retry").click()
+    expect(page.get_by_text("Not connected since")).to_have_count(0)
+
+
+def test_theme_follows_the_system_until_switched(sweep, visit):
+    def ground(page):
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    assert ground(visit(color_scheme="light")) == "rgb(255, 255, 255)"
+    page = visit(color_scheme="dark")
+    assert ground(page) == "rgb(21, 24, 30)"
+    page.locator("#lab-theme").click()
+    assert ground(page) == "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["#/", "#/runs", f"#/run?id={BEST}", "#/assistant", f"#/compare?ids={BEST[:8]},{FAILED[:8]}"],
+)
+def test_no_sideways_scroll_at_360_pixels(sweep, visit, address):
+    page = visit(address, viewport={"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_first_load_stays_small(sweep, visit):
+    page = visit("#/runs", ready=False)
+    sizes = page.evaluate("""async () => {
+        await new Promise(resolve => setTimeout(resolve, 500));
+        return performance.getEntriesByType('resource').map(one => one.encodedBodySize);
+    }""")
+    assert len(sizes) <= 20 and sum(sizes) < 150_000

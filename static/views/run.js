@@ -128,6 +128,7 @@ export function create(app, root, onClose = null) {
       toast(`Run ${name} is in the trash`);
       if (onClose) onClose(true);
       else app.go("runs", {});
+      app.refresh();
     } catch (error) {
       toast(`Not deleted: ${error.message}`);
     }
