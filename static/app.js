@@ -87,8 +87,14 @@ async function route() {
   delete html.dataset.ready;
   drawHeader();
   if (!app.lab) return;
-  if (app.lab.n_runs) await showView(name, mine);
-  else showEmpty();
+  try {
+    if (app.lab.n_runs) await showView(name, mine);
+    else showEmpty();
+  } catch (error) {                 // also a view's script that could not be read
+    console.error(error);
+    leave();
+    render(main, errorBox(error));
+  }
   if (mine === turn) html.dataset.ready = "true";
 }
 

@@ -14,16 +14,11 @@ const EDGE = { left: 56, right: 12, top: 8, bottom: 22 };
 const DASHES = [[], [6, 3], [2, 3]]; // slots 0-7 solid, 8-15 dashed, beyond that dotted
 const N_COLOURS = 8;
 const DRAG_PX = 5;                   // shorter than this, a drag is a click
-const MAX_NOTES = 3;                 // lines named in the caption one by one
+const MAX_NOTES = 3;                 // lost lines named in the caption one by one
 const live = new Set();
 
 /** Draw every chart again, its colours read afresh: the theme has changed. */
-export function redrawAll() {
-  for (const chart of live) {
-    chart.colours.clear();
-    chart.schedule();
-  }
-}
+export const redrawAll = () => live.forEach((chart) => { chart.colours.clear(); chart.schedule(); });
 
 /** What charts side by side have in common. */
 export class ChartGroup {
@@ -40,7 +35,7 @@ export class ChartGroup {
 
   set(changes) {
     Object.assign(this, changes);
-    for (const chart of this.charts.values()) chart.schedule();
+    this.charts.forEach((chart) => chart.schedule());
   }
 
   zoom(range) {
@@ -49,15 +44,12 @@ export class ChartGroup {
   }
 
   /** Drop the charts that `names` does not list. */
-  keep(names) {
-    for (const name of [...this.charts.keys()].filter((one) => !names.includes(one))) {
-      this.charts.get(name).close();
+  keep(names = []) {
+    for (const [name, chart] of [...this.charts].filter(([one]) => !names.includes(one))) {
+      chart.observer.disconnect();
+      live.delete(chart);
       this.charts.delete(name);
     }
-  }
-
-  close() {
-    this.keep([]);
   }
 }
 
@@ -86,11 +78,6 @@ class Chart {
     if (series.length === this.series.length && series.every(isSame)) return;
     this.series = series;
     this.schedule();
-  }
-
-  close() {
-    this.observer.disconnect();
-    live.delete(this);
   }
 
   schedule() {
@@ -130,9 +117,7 @@ class Chart {
     pen.beginPath();
     pen.rect(EDGE.left - 4, 0, width - EDGE.left - EDGE.right + 8, height - EDGE.bottom + 4);
     pen.clip();
-    const bold = this.closest(view);
-    let drawn = 0;
-    for (const one of this.series) drawn += this.drawSeries(pen, view, one, bold && one !== bold);
+    const drawn = this.series.reduce((sum, one) => sum + this.drawSeries(pen, view, one), 0);
     pen.restore();
     this.drawCursor(pen, view);
     const total = this.series.reduce((sum, { curve }) => sum + (curve.n_points ?? curve.x.length), 0);
@@ -147,42 +132,38 @@ class Chart {
       .filter((tick) => isTime || Number.isInteger(tick) || span < 2);
     const ys = (isLog ? logTicks : niceTicks)(...yRange, Math.max(2, Math.floor(height / 45)));
     pen.strokeStyle = this.colour("line");
-    for (const tick of ys) strokePath(pen, [[EDGE.left, Math.round(y(tick)) + 0.5], [width - EDGE.right, Math.round(y(tick)) + 0.5]]);
+    const lines = ys.map((tick) => Math.round(y(tick)) + 0.5);
+    for (const at of lines) strokePath(pen, [[EDGE.left, at], [width - EDGE.right, at]]);
     render(this.yTicks, ys.map((tick) => el("span", { style: { top: `${y(tick)}px` } }, tickText(tick))));
     render(this.xTicks, xs.map((tick) => el("span", { style: { left: `${x(tick)}px` } },
       isTime ? timeLabel(tick, span) : tickText(tick))));
   }
 
   /** Draw one series and return how many marks that took. */
-  drawSeries(pen, view, one, isDim) {
+  drawSeries(pen, view, one) {
     const round = typeof one.slot === "number" ? Math.floor(one.slot / N_COLOURS) : 0;
-    pen.globalAlpha = isDim ? 0.3 : 1;
     pen.strokeStyle = pen.fillStyle = this.colour(one.slot);
     Object.assign(pen, { lineWidth: 1.5, lineJoin: "round" });
     pen.setLineDash(one.isDashed ? [5, 3] : DASHES[Math.min(2, round)]);
     const baseline = view.height - EDGE.bottom - 6;
     if (one.mode === "cross") return drawCrosses(pen, one.curve.x.map((x) => [view.x(x), baseline]));
     const columns = pixelColumns(one.curve, view.x, ...view.xRange, view.isLog ? (y) => y > 0 : undefined);
-    if (one.mode === "dots") drawDots(pen, columns, view);
-    else drawLine(pen, columns, view, one.mode === "step");
+    if (one.mode !== "dots") drawLine(pen, columns, view, one.mode === "step");
+    else for (const { px, min, max } of columns) [min, max].forEach((value) => drawDot(pen, px, view.y(value)));
     if (one.curve.nonfinite?.length) drawCrosses(pen, lostPoints(one.curve, view, baseline));
-    pen.globalAlpha = 1;
     return columns.length;
   }
 
   drawCursor(pen, { x, y, height }) {
     const { cursor } = this.group;
     if (cursor === null) return;
-    const at = Math.round(x(cursor)) + 0.5;
     pen.strokeStyle = this.colour("edge");
-    strokePath(pen, [[at, EDGE.top], [at, height - EDGE.bottom]]);
+    strokePath(pen, [EDGE.top, height - EDGE.bottom].map((py) => [Math.round(x(cursor)) + 0.5, py]));
     for (const { curve, slot, mode } of this.series) {
       const i = nearest(curve.x, cursor);
       if (i < 0 || curve.last[i] === null || mode === "step") continue;
       pen.fillStyle = this.colour(slot);
-      pen.beginPath();
-      pen.arc(x(curve.x[i]), y(curve.last[i]), 3.5, 0, 7);
-      pen.fill();
+      drawDot(pen, x(curve.x[i]), y(curve.last[i]));
     }
   }
 
@@ -216,15 +197,12 @@ class Chart {
       el("th", { scope: "row" }, swatch(one.slot, one.isDashed), label),
       el("td", { class: "lab-num", title: String(value ?? "") }, num(value), band && el("small", {}, ` ${band}`)),
       el("td", { class: "lab-num" }, x)))));
-    const says = rows.length ? `: ${rows[0].label} ${num(rows[0].value)}` : "";
-    const aria = { valuemin: xRange[0], valuemax: xRange[1], valuenow: cursor ?? xRange[1],
-      valuetext: `${xName} ${cursor === null ? "last" : this.xText(cursor)}${says}` };
-    for (const [name, value] of Object.entries(aria)) this.plot.setAttribute(`aria-${name}`, value);
+    const says = rows.slice(0, 1).map(({ label, value }) => `: ${label} ${num(value)}`);
+    Object.assign(this.plot, { ariaValueMin: xRange[0], ariaValueMax: xRange[1], ariaValueNow: cursor ?? xRange[1],
+      ariaValueText: `${xName} ${cursor === null ? "last" : this.xText(cursor)}${says}` });
   }
 
-  xText(x) {
-    return this.group.xName === "time" ? absolute(x * 1000) : num(x);
-  }
+  xText = (x) => (this.group.xName === "time" ? absolute(x * 1000) : num(x));
 
   /** What each line says at the crosshair, or at its end without one; the good end first, NaN last. */
   readings() {
@@ -250,13 +228,14 @@ class Chart {
       pointerdown: (event) => { if (event.button === 0) from = at(event); },
       pointermove: (event) => {
         if (!this.view) return;
-        this.pointerY = event.clientY - this.plot.getBoundingClientRect().top;
         if (from !== null && Math.abs(at(event) - from) > DRAG_PX && event.pointerType !== "touch") {
           this.plot.setPointerCapture(event.pointerId);
           this.brush.hidden = false;
-          Object.assign(this.brush.style, { left: `${Math.min(from, at(event))}px`, width: `${Math.abs(at(event) - from)}px` });
+          this.brush.style.left = `${Math.min(from, at(event))}px`;
+          this.brush.style.width = `${Math.abs(at(event) - from)}px`;
         }
-        this.moveTo(this.view.x.invert(at(event)));
+        const xs = this.steps();       // the crosshair snaps to an x that some line has
+        this.group.set({ cursor: xs[nearest(xs, this.view.x.invert(at(event)))] ?? null });
       },
       pointerup: (event) => {
         const ends = [from, at(event)].sort((a, b) => a - b);
@@ -265,7 +244,7 @@ class Chart {
         end();
       },
       pointercancel: end,
-      pointerleave: () => { this.pointerY = null; this.group.set({ cursor: null }); },
+      pointerleave: () => this.group.set({ cursor: null }),
       dblclick: () => this.group.zoom(null),
       blur: () => this.group.set({ cursor: null }),
       keydown: (event) => this.key(event),
@@ -276,7 +255,7 @@ class Chart {
     const xs = this.steps();
     const here = this.group.cursor === null ? xs.length : nearest(xs, this.group.cursor);
     const to = { ArrowLeft: here - 1, ArrowRight: here + 1, Home: 0, End: xs.length - 1 }[event.key];
-    if (to !== undefined && xs.length) this.group.set({ cursor: xs[Math.max(0, Math.min(xs.length - 1, to))] });
+    if (to !== undefined) this.group.set({ cursor: xs[Math.max(0, Math.min(xs.length - 1, to))] ?? null });
     else if (event.key === "Escape" && this.group.cursor !== null) this.group.set({ cursor: null });
     else if (event.key === "0") this.group.zoom(null);
     else if (event.key === "Enter") this.pick();
@@ -292,31 +271,18 @@ class Chart {
     return [...new Set(all)].filter((x) => x >= from && x <= to).sort((a, b) => a - b);
   }
 
-  /** The crosshair snaps to the nearest x that some line has. */
-  moveTo(x) {
-    const xs = this.steps();
-    this.group.set({ cursor: xs[nearest(xs, x)] ?? null });
-  }
-
   pick() {
+    const { cursor, onPick } = this.group;
     const dots = this.series.find((one) => one.mode === "dots");
-    if (dots && this.group.cursor !== null) this.group.onPick?.(dots, nearest(dots.curve.x, this.group.cursor));
-  }
-
-  /** The line nearest to the pointer, if it is over this chart and there are several. */
-  closest({ y }) {
-    const { cursor } = this.group;
-    if (this.pointerY == null || cursor === null || this.series.length < 3) return null;
-    const off = ({ curve }) => Math.abs(y(curve.last[nearest(curve.x, cursor)] ?? NaN) - this.pointerY);
-    const near = this.series.filter((one) => one.mode === "line" && off(one) >= 0).sort((a, b) => off(a) - off(b));
-    return near[0] ?? null;
+    if (dots && cursor !== null) onPick?.(dots, nearest(dots.curve.x, cursor));
   }
 }
 
-const tickText = (tick) => String(Math.abs(tick) >= 1e6 || (tick && Math.abs(tick) < 1e-4) ? tick.toExponential() : tick);
+const isExtreme = (tick) => Math.abs(tick) >= 1e6 || (tick !== 0 && Math.abs(tick) < 1e-4);
+const tickText = (tick) => (isExtreme(tick) ? tick.toExponential() : String(tick));
 
-function strokePath(pen, points) {
-  Object.assign(pen, { lineWidth: 1 });
+function strokePath(pen, points, lineWidth = 1) {
+  Object.assign(pen, { lineWidth });
   pen.beginPath();
   for (const [x, y] of points) pen.lineTo(x, y);
   pen.stroke();
@@ -337,27 +303,17 @@ function drawLine(pen, columns, view, isStep) {
   pen.stroke();
 }
 
-function drawDots(pen, columns, view) {
-  for (const { px, min, max } of columns) {
-    for (const value of new Set([min, max])) {
-      pen.beginPath();
-      pen.arc(px, view.y(value), 3.5, 0, 7);
-      pen.fill();
-    }
-  }
+function drawDot(pen, x, y) {
+  pen.beginPath();
+  pen.arc(x, y, 3.5, 0, 7);
+  pen.fill();
 }
 
 function drawCrosses(pen, places) {
   pen.setLineDash([]);
-  pen.lineWidth = 2;
-  pen.beginPath();
   for (const [x, y] of places) {
-    pen.moveTo(x - 4, y - 4);
-    pen.lineTo(x + 4, y + 4);
-    pen.moveTo(x + 4, y - 4);
-    pen.lineTo(x - 4, y + 4);
+    for (const d of [4, -4]) strokePath(pen, [[x - 4, y - d], [x + 4, y + d]], 2);
   }
-  pen.stroke();
   return places.length;
 }
 
@@ -389,14 +345,3 @@ export const swatch = (slot, isDashed = false) => el("span", { class: "lab-swatc
 
 /** A curve as GET /curves answers it, made a series: {label, slot, isDashed} say how it looks. */
 export const toSeries = (curve, look) => ({ id: `${curve.run_id} ${curve.metric_name}`, mode: "line", curve, ...look });
-
-/** Curves of one run, a train metric drawn with its val one: [{name, title, lines: [{curve, isDashed}]}]. */
-export function mergedPairs(curves) {
-  const byName = new Map(curves.map((curve) => [curve.metric_name, curve]));
-  const isPaired = (name) => /^train[_/.]/.test(name) && byName.has(name.replace(/^train/, "val"));
-  return [...byName].filter(([name]) => !isPaired(name)).map(([name, curve]) => {
-    const train = /^val[_/.]/.test(name) && byName.get(name.replace(/^val/, "train"));
-    return { name, title: train ? `${name} · ${train.metric_name} dashed` : name,
-      lines: [{ curve, isDashed: false }, ...(train ? [{ curve: train, isDashed: true }] : [])] };
-  });
-}

@@ -24,8 +24,8 @@ export function columnDecimals(values) {
 /** A number with its column's decimals. */
 export function fixed(value, decimals) {
   const size = Math.abs(value);
-  const plain = typeof value === "number" && (size === 0 || (size >= 1e-4 && size < 1e6));
-  return plain && decimals !== null ? value.toFixed(decimals) : num(value);
+  const isPlain = typeof value === "number" && (size === 0 || (size >= 1e-4 && size < 1e6));
+  return isPlain && decimals !== null ? value.toFixed(decimals) : num(value);
 }
 
 /** A param as it was typed: 0.001, not 0.0010000; null, "" and a missing one look different. */

@@ -135,7 +135,7 @@ export function create(app, root) {
       await fetchAll();
       draw();
     },
-    close: () => group.close(),
+    close: () => group.keep(),
   };
 }
 

@@ -87,7 +87,7 @@ export function create(app, root) {
       if (isFull) await fetchAll();
       draw();
     },
-    close: () => group.close(),
+    close: () => group.keep(),
   };
 }
 

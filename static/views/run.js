@@ -1,6 +1,6 @@
 /** One run: as the panel beside the table, and as a page of its own (#/run?id=...). */
 import { curves, deleteRun, getRun, setNote } from "../api.js";
-import { ChartGroup, mergedPairs, toSeries } from "../chart.js";
+import { ChartGroup, toSeries } from "../chart.js";
 import { button, confirmed, delegate, el, errorBox, listTable, message, render, toast } from "../dom.js";
 import { bytes, flatten, lastLine, num, param, refOf, shortId, slotOf } from "../format.js";
 import { durationOf, slotMark, statusOf, when } from "../table.js";
@@ -21,7 +21,7 @@ export function create(app, root, onClose = null) {
 
   async function load() {
     const ref = asked();
-    group?.close();
+    group?.keep();
     Object.assign(state, { run: null, curves: [], isEditing: false, noteError: "" });
     group = new ChartGroup({ isLog: app.query.log === "y", onRange: zoomed });
     const run = await getRun(ref);
@@ -112,7 +112,6 @@ export function create(app, root, onClose = null) {
       state.run = { ...state.run, note };
       edit(false);
       toast("Note saved");
-      app.noted?.(state.run);
     } catch (error) {
       state.noteError = `Not saved: ${error.message}`;
       draw();
@@ -125,10 +124,10 @@ export function create(app, root, onClose = null) {
     if (!await confirmed(`Delete run ${name}?`, detail, "Delete")) return;
     try {
       await deleteRun(state.run.run_id);
+      await app.refresh();
       toast(`Run ${name} is in the trash`);
       if (onClose) onClose(true);
       else app.go("runs", {});
-      app.refresh();
     } catch (error) {
       toast(`Not deleted: ${error.message}`);
     }
@@ -167,7 +166,7 @@ export function create(app, root, onClose = null) {
       if (run.status === "running") await fetchCurves();
       draw();
     },
-    close: () => { group?.close(); state.run = null; },
+    close: () => { group?.keep(); state.run = null; },
   };
 }
 
@@ -240,4 +239,15 @@ function diff(text) {
     : { "+": "added", "-": "removed" }[line[0]]);
   return el("pre", { class: "lab-diff", tabindex: "0" }, text.split("\n").slice(0, MAX_DIFF_LINES)
     .map((line) => el("span", { data: { line: kind(line) } }, `${line}\n`)));
+}
+
+/** Curves of one run, train drawn (dashed) with its val: [{name, title, lines: [{curve, isDashed}]}]. */
+export function mergedPairs(curves) {
+  const byName = new Map(curves.map((curve) => [curve.metric_name, curve]));
+  const isPaired = (name) => /^train[_/.]/.test(name) && byName.has(name.replace(/^train/, "val"));
+  return [...byName].filter(([name]) => !isPaired(name)).map(([name, curve]) => {
+    const train = /^val[_/.]/.test(name) && byName.get(name.replace(/^val/, "train"));
+    return { name, title: train ? `${name} · ${train.metric_name} dashed` : name,
+      lines: [{ curve, isDashed: false }, ...(train ? [{ curve: train, isDashed: true }] : [])] };
+  });
 }
