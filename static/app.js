@@ -53,6 +53,11 @@ const app = {
   /** Change parts of this view's address; an empty value leaves one out. */
   change: (parts, options) => app.go(app.view, { ...app.query, ...parts }, options),
 
+  /** Read the lab's counts at once, after this page changed them. */
+  async refresh() {
+    app.lab = await api.lab();
+  },
+
   /** Put a run into the selection, or take it out. */
   pick: (runId) => app.change({}, { selection: toggled(app.selection, runId) }),
 
