@@ -539,36 +539,36 @@ _COMMON = words_of("""
     began begin being below best better between big biggest both bottom branch but by call can
     can't change check checkpoint choose chose clear code come command commit compare comparison
     complete config configuration configure contain converge correspond could count couple cpu
-    crash current data date day describe description detail deviate deviation device did didn't
-    diff differ difference different difficult distinct diverge do does doesn't don't done down
-    drop duration each earlier earliest early effect eight either else end environment equal erase
-    error ever every everything exact exactly exceed except exclude exist explain fact fail failure
-    false far fast faster fastest few file final finally find finish first fit five flag for found
-    four friday from full further gave get git give given go good got gotten gpu great greater
-    greatest group had half happen hardware has hash have haven't having he hello help her here hey
-    hi high higher highest him his history host hour how hundred i i'd i'm i've id identical if
-    impact improve in include individual infinite influence info information inspect interrupt into
-    is isn't it it's its itself january job just keep kill kind know label large larger largest
-    last late lately later latest launch lead leaderboard least led less let let's like line list
-    log long longer longest look loss low lower lowest machine made make many mark matter max
-    maximum me mean median mention min mine minimum minute mode monday month more most much my name
-    nan need never new newer newest next nine no none normal not note nothing now null number
-    obtain of off often ok okay old older oldest on once one ones ongoing only open optimal or
-    order other our out outcome over overall overview own package pair parameter peak per percent
-    percentage perform performance please point poor poorest possible pretty previous print produce
-    progress publication publish python quick quickest quickly ran range rank rate rather reach
-    really recap recent record regard relative report repository respect result run runtime same
-    saturday save say score search second see seem separate set setting seven several sha she
-    shorter shortest should show side simple simply since single six slow slower slowest small
-    smaller smallest so some something sort spread stand standard start state statistic std still
-    stop store strong strongest succeed success successful such sum summarise summarize summary
-    sunday sure table tag take tell ten text than thank that the their them then there these they
-    thing think third this those three through thursday tie time to today together told took top
-    total track train training trial tried true try tuesday two typical under unflag unless unmark
-    unpublish untag until up us use using value variance variation version versus very via vs want
-    was wasn't way we weak weakest wednesday week well went were what when where whether which
-    while who why will win winner with within without won word work worse worst would wrong year
-    yes yesterday yet you your""") | set(KINDS)
+    crash current date day describe description detail deviate deviation device did didn't diff
+    differ difference different difficult distinct diverge do does doesn't don't done down drop
+    duration each earlier earliest early effect eight either else end environment equal erase error
+    ever every everything exact exactly exceed except exclude exist explain fact fail failure false
+    far fast faster fastest few file final finally find finish first fit five flag for found four
+    friday from full further gave get git give given go good got gotten gpu great greater greatest
+    group had half happen hardware has hash have haven't having he hello help her here hey hi high
+    higher highest him his history host hour how hundred i i'd i'm i've id identical if impact
+    improve in include individual infinite influence info information inspect interrupt into is
+    isn't it it's its itself january job just keep kill kind know label large larger largest last
+    late lately later latest launch lead leaderboard least led less let let's like line list log
+    long longer longest look loss low lower lowest machine made make many mark matter max maximum
+    me mean median mention min mine minimum minute mode monday month more most much my name nan
+    need never new newer newest next nine no none normal not note nothing now null number obtain of
+    off often ok okay old older oldest on once one ones ongoing only open optimal or order other
+    our out outcome over overall overview own package pair peak per percent percentage perform
+    performance please point poor poorest possible pretty previous print produce progress
+    publication publish python quick quickest quickly ran range rank rate rather reach really recap
+    recent record regard relative report repository respect result run runtime same saturday save
+    say score search second see seem separate set setting seven several sha she shorter shortest
+    should show side simple simply since single six slow slower slowest small smaller smallest so
+    some something sort spread stand standard start state statistic std still stop store strong
+    strongest succeed success successful such sum summarise summarize summary sunday sure table tag
+    take tell ten text than thank that the their them then there these they thing think third this
+    those three through thursday tie time to today together told took top total track train
+    training trial tried true try tuesday two typical under unflag unless unmark unpublish untag
+    until up us use using value variance variation version versus very via vs want was wasn't way
+    we weak weakest wednesday week well went were what when where whether which while who why will
+    win winner with within without won word work worse worst would wrong year yes yesterday yet you
+    your""") | set(KINDS)
 
 
 def stem(word: str) -> str:
@@ -585,8 +585,7 @@ def is_common(word: str) -> bool:
     """Whether a word is everyday language, with its endings off: "reached", "scoring", "what's"."""
     word = re.sub(r"['’](?:s|re|ve|ll)$", "", word)
     short = [word[:-n] for n, end in ((1, "s"), (1, "d"), (2, "ed"), (2, "es"), (2, "ly"),
-                                      (3, "ing"))
-             if word.endswith(end)]
+                                      (3, "ing")) if word.endswith(end)]
     return any(w in _COMMON or w + "e" in _COMMON or w[:-1] in _COMMON and w[-1:] == w[-2:-1]
                for w in short) or word in _COMMON
 
@@ -1177,11 +1176,9 @@ Planned = Generator[Calls, list[Found], Any]     # yields tool calls, is sent th
 Pairs = list[tuple[float, Run]]
 
 _QUALITY = ["accuracy", "f1", "auc", "top1 miou iou map bleu rouge r2 precision recall",
-            "perplexity",
-            "loss mse rmse mae error"]
+            "perplexity", "loss mse rmse mae error"]
 _SPEED = {"time", "duration", "second", "s", "ms", "token", "throughput", "memory", "gb", "mb",
-          "lr",
-          "epoch", "step", "latency"}
+          "lr", "epoch", "step", "latency"}
 _FACTS: list[tuple[str, str, Callable[[Run], Any]]] = [
     ("git|commit|sha|hash|branch", "git hash", lambda r: r.git_hash),
     ("command|launched", "command", lambda r: r.command),
@@ -1598,8 +1595,7 @@ class Plan:
         if q.k > 1 and len(chosen) > 1:
             short = f"Only {len(chosen)} can be ranked. " * (bool(q.counts) and len(chosen) < k)
             end = "Bottom" if q.end == "worst" else "Top"
-            head = f"{short}{end} {len(chosen)} runs{self._scope()} " \
-                   f"{self._rule(column)}:"
+            head = f"{short}{end} {len(chosen)} runs{self._scope()} {self._rule(column)}:"
             return Reply("leaderboard", "\n".join([head, *self._numbered(chosen, column)]),
                          [r.run_id for r in chosen])
         run = chosen[q.nth - 1]
@@ -1780,9 +1776,8 @@ class Plan:
         """Which model, data set or value of a param does best: best and mean, runs, best run."""
         rows, column = (yield from self._rows()), (yield from self.column())
         grouped = self._grouped(rows)
-        scored = {label: pairs for label, runs in grouped.items()
-                  if column and (pairs := [(v, r) for r in runs
-                                           if (v := finite(r, column)) is not None])}
+        scored = {label: pairs for label, runs in grouped.items() if column
+                  and (pairs := [(v, r) for r in runs if (v := finite(r, column)) is not None])}
         if not scored:
             return (yield from self._nothing(column)) if not rows or grouped else Reply(
                 "no_match", f"None of the {plural(len(rows))}{self._scope()} has "
@@ -2093,8 +2088,7 @@ def pick_model(llm: str = "", base_url: str = "", model: str = "",
     from langchain_ollama import ChatOllama
     wait = (0.5, timeout_s, timeout_s, timeout_s)  # connect, read, write, pool; else no limit
     return ChatOllama(model=name, base_url=url, temperature=0, seed=0, num_ctx=8192,
-                      num_predict=1024,
-                      reasoning=False, keep_alive="10m",
+                      num_predict=1024, reasoning=False, keep_alive="10m",
                       client_kwargs={"timeout": wait, "trust_env": False}), f"ollama {name}"
 
 
@@ -2161,8 +2155,7 @@ def _calls_of(reply: AIMessage) -> list[Any]:
     calls += [{"name": bad.get("name") or "?", "args": {"unreadable": bad.get("args")}}
               for bad in getattr(reply, "invalid_tool_calls", [])]
     return [{"name": c["name"], "args": c["args"], "id": c.get("id") or uuid.uuid4().hex,
-             "type": "tool_call"}
-            for c in calls[:MAX_CALLS]]
+             "type": "tool_call"} for c in calls[:MAX_CALLS]]
 
 
 def _printed_calls(text: str) -> list[dict]:
@@ -2372,9 +2365,8 @@ def _answer(done: AIMessage, who: str, box: Toolbox) -> AgentAnswer:
     compared = next((r.comparison() for r in reversed(box.results) if r.tool == "compare_runs"),
                     None)
     return AgentAnswer(intent=done.additional_kwargs["intent"], natural_language_answer=text,
-                       used_run_ids=runs,
-                       comparison=compared, flagged_run_id=changed.run_id if changed
-                       and changed.note else None,
+                       used_run_ids=runs, comparison=compared,
+                       flagged_run_id=changed.run_id if changed and changed.note else None,
                        answered_by=who, steps=box.steps)
 
 
