@@ -25,6 +25,7 @@ loop, check, ask.
 """
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import difflib
 import functools
@@ -417,11 +418,9 @@ _VERB = re.compile(
     r"\s*(?:(?:please|now|then|also|and|ok|okay|so|finally|just|kindly|go ahead and|let's|lets"
     r"|i want you to|i would like you to|i'd like you to)[\s,]+)*"
     r"(?P<verb>(?:flag|mark|tag|label|publish|annotate|unflag|untag|unmark|unpublish)(?=\s+(?:the|"
-    r"my|"
-    r"our|this|that|it|them|those|both|all|every|run|runs|best|worst|top|latest|last|newest|"
+    r"my|our|this|that|it|them|those|both|all|every|run|runs|best|worst|top|latest|last|newest|"
     r"[0-9a-f-]{6,})\b)|(?:set|write|add|put|change|replace|update|attach|clear|remove|delete|"
-    r"erase)"
-    r"\s(?=[^.!?]*\b(?:note|flag|tag|label)s?\b))", re.I)
+    r"erase)\s(?=[^.!?]*\b(?:note|flag|tag|label)s?\b))", re.I)
 _UNREAL = re.compile(r"\b(?:if|unless|would|could|should|might|may|suppose|imagine|whether|when|"
                      r"can|in case)\b", re.I)
 _WRITING = r"\b(?:flag|mark|tag|label|publish|note|annotate)"
@@ -623,9 +622,8 @@ class Vocabulary:
         self.words |= {atom for atom in atoms if len(atom) > 3 and atom.isalpha()}
         for key in keys_of(atoms):
             self.whole.setdefault(key, []).append((kind, name))
-        parts = [atoms[i:j] for i in range(len(atoms)) for j in range(i + 1,
-                                                                      min(len(atoms), i + 5) + 1)
-                 if j - i < len(atoms) and kind != "value"]
+        parts = [atoms[i:j] for i in range(len(atoms)) for j in range(i + 1, i + 6)
+                 if j <= len(atoms) and j - i < len(atoms) and kind != "value"]
         for part in parts:
             if len("".join(part)) > 1 and not all(a in _GENERIC or a.isdigit() for a in part):
                 for key in keys_of(part):
@@ -657,6 +655,9 @@ class Vocabulary:
 
 
 # --- Question -----------------------------------------------------------------
+
+Pairs = list[tuple[float, Run]]
+
 
 @dataclass(frozen=True)
 class Mention:
@@ -821,6 +822,11 @@ def finite(run: Run, column: Column) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def scored(rows: Iterable[Run], column: Column | None) -> Pairs:
+    """The runs that have a finite value in a column, each as (value, run)."""
+    return [(v, run) for run in rows if column and (v := finite(run, column)) is not None]
+
+
 def passes(value: Any, op: str, bound: float, percent: bool = False) -> bool:
     """Compare a value with a bound; with percent, a fraction counts as its hundredfold."""
     x = number(value)
@@ -896,8 +902,8 @@ class Question:
         atoms, i = self._tokenise(text), 0
         parts: list[str] = []
         while i < len(atoms):
-            mention, width = self._mention(atoms, i, parts) or self._identifier(atoms, i,
-                                                                                parts) or (None, 1)
+            mention, width = self._mention(atoms, i, parts) or self._identifier(
+                atoms, i, parts) or (None, 1)
             if mention:
                 parts.append(f"{letters.get(mention.kind, 'N')}{len(self.mentions)}")
                 self.mentions.append(mention)
@@ -1138,11 +1144,9 @@ class Question:
 
 def metric_of(mention: Mention) -> str:
     """Choose one of a family of metrics: the one on held-out data before the one in training."""
-    def order(name: str) -> tuple[bool, bool]:
-        words = set(atoms_of(name))
-        return not words & {"val", "validation", "eval", "test",
-                            "dev"}, bool(words & {"train", "training"})
-    return min(mention.names, key=order)
+    parted = {name: set(atoms_of(name)) for name in mention.names}
+    return min(parted, key=lambda name: (not parted[name] & _HELD_OUT,
+                                         bool(parted[name] & _TRAINING)))
 
 
 def _op(words: str) -> str:
@@ -1173,7 +1177,6 @@ class Reply:
 
 Calls = list[tuple[str, dict]]
 Planned = Generator[Calls, list[Found], Any]     # yields tool calls, is sent their results
-Pairs = list[tuple[float, Run]]
 
 _QUALITY = ["accuracy", "f1", "auc", "top1 miou iou map bleu rouge r2 precision recall",
             "perplexity", "loss mse rmse mae error"]
@@ -1344,7 +1347,8 @@ class Plan:
             return (yield from self.summary())
         if q.asks(r"(?:how many|number of|count)(?! [MP]\d| epochs)"):
             return (yield from self.count())
-        if self._aggregates() and not (q.end in ("high", "low") and not q.group):
+        aggregates = "|".join(words for words, _ in _AGGREGATES.values())
+        if q.asks(aggregates) and not (q.end in ("high", "low") and not q.group):
             return (yield from self.aggregate())
         if q.group and not recent:
             return (yield from self.groups())
@@ -1431,11 +1435,10 @@ class Plan:
 
     def _preferred(self, rows: list[Run] | None = None) -> Column | None:
         """The metric to judge by where none is named: of the lab, or of some runs."""
-        counts = self.counts if rows is None else {
-            name: n for name in self.counts if (n := sum(name in run.final_metrics
-                                                         for run in rows))}
-        return ("metric", min(counts, key=lambda name: preference(name,
-                                                                  counts))) if counts else None
+        counts = self.counts if rows is None else Counter(
+            name for run in rows for name in run.final_metrics if name in self.counts)
+        best = min(counts, key=lambda name: preference(name, counts), default=None)
+        return ("metric", best) if best else None
 
     def column(self) -> Planned:
         """What to judge runs by: named in the question, else what fits the runs in scope."""
@@ -1453,10 +1456,9 @@ class Plan:
     def _high(self, column: Column) -> bool:
         """Whether the runs asked for are those with the largest values."""
         end = self.q.end
-        if column[1] == "duration_s" and end in ("high", "low"):
-            return end == "high"
-        return end in ("high", "new") if end in ("high", "low", "new",
-                                                 "old") else self._low(column) == (end == "worst")
+        if end in ("high", "low", "new", "old"):
+            return end in ("high", "new")
+        return self._low(column) == (end == "worst")
 
     def top(self, k: int, column: Column) -> Planned:
         """The runs in scope by a column, with their values; ties by the other metrics."""
@@ -1471,8 +1473,8 @@ class Plan:
             rows = self._kept((yield from self._call(("leaderboard", args)))[0].runs)
         else:
             rows = yield from self._rows()
-        pairs = [(v, run) for run in rows if (v := finite(run, column)) is not None]
-        return sorted(pairs, key=lambda p: (-p[0] if high else p[0], *self._tie_break(p[1])))
+        sign = -1 if high else 1
+        return sorted(scored(rows, column), key=lambda p: (sign * p[0], *self._tie_break(p[1])))
 
     def _others(self) -> list[str]:
         even = dict.fromkeys(self.directions, 1)
@@ -1482,8 +1484,8 @@ class Plan:
         """Other metrics, smaller is better, in order of preference, missing ones last; then age."""
         values = [(finite(run, ("metric", name)), self.directions[name] == "minimize")
                   for name in self._others()]
-        return [math.inf if v is None else v if low else -v for v, low in values] + [run.timestamp
-                                                                                     or ""]
+        return [*(math.inf if v is None else v if low else -v for v, low in values),
+                run.timestamp or ""]
 
     def _ties(self, pairs: Pairs, k: int, column: Column) -> None:
         """Say which runs share the last value that made it."""
@@ -1497,11 +1499,14 @@ class Plan:
     def _by_id(self, said: str) -> Planned:
         return (yield from self._call(("get_run_details", {"run_id": said})))[0].runs[0]
 
+    def _no_run(self, intent: str = "no_match") -> Reply:
+        return Reply(intent, f"No run{self._scope()} was found.")
+
     def _nothing(self, column: Column | None) -> Planned:
         """Say why a ranking is empty: no run in scope, or none with a finite value."""
         rows = yield from self._rows()
         if not rows:
-            return Reply("no_match", f"No run{self._scope()} was found.")
+            return self._no_run()
         bad = [run for run in rows if column and get(run, column) is not None]
         return Reply("no_match", f"None of the {plural(len(rows))}{self._scope()} has a finite "
                      f"{column[1] if column else 'metric'}"
@@ -1681,24 +1686,22 @@ class Plan:
             self._ties(pairs, k, column)
             if q.asks("show|list|give") and not ids:
                 n_listed = max(k, 5 if q.asks("(?:top|best) runs") else q.k)
-                listing = "\n".join(self._numbered([run for _, run in pairs[:n_listed]],
-                                                   column)) + "\n"
-            ids += [run.run_id for _, run in pairs[:k] if not any(run.run_id.startswith(i)
-                                                                  for i in ids)]
+                listed_runs = [run for _, run in pairs[:n_listed]]
+                listing = "\n".join([*self._numbered(listed_runs, column), ""])
+            ids += [run.run_id for _, run in pairs[:k] if not run.run_id.startswith(tuple(ids))]
             if len(ids) < 2:
                 return Reply("compare_runs", f"Run {ids[0]} is itself the {q.end} one.",
                              [pairs[0][1].run_id])
         found = (yield from self._call(("compare_runs", {"run_ids": ids})))[0]
         column = column or q.rank_column() or self._preferred(found.runs)
         return Reply("compare_runs" if q.named("id") else "compare_best_runs",
-                     listing + " ".join(self._verdict(found, column) + self._differences(found,
-                                                                                         column)),
+                     listing + " ".join([*self._verdict(found, column),
+                                         *self._differences(found, column)]),
                      [run.run_id for run in found.runs])
 
     def _verdict(self, found: Found, column: Column | None) -> list[str]:
         """Which run is better, by which values; of tied ones, which another metric puts first."""
-        pairs = [(v, run) for run in found.runs if column and (v := finite(run,
-                                                                           column)) is not None]
+        pairs = scored(found.runs, column)
         if not column or len(pairs) < 2:
             return ["; ".join(f"{self.tag(r)}: {self.value(r, column)}"
                               for r in found.runs) + "."] if column else []
@@ -1712,7 +1715,7 @@ class Plan:
 
     def _ahead(self, tied: list[Run]) -> list[str]:
         for other in [("metric", name) for name in self._others()]:
-            values = [(v, run) for run in tied if (v := finite(run, other)) is not None]
+            values = scored(tied, other)
             if len(values) == len(tied) and len({v for v, _ in values}) > 1:
                 value, run = (min if self._low(other) else max)(values, key=lambda p: p[0])
                 rule = self._rule(other)
@@ -1732,8 +1735,8 @@ class Plan:
         if self.q.asks("changed?|differs?|differences?|diff|different"):
             same = len({run.git_hash for run in found.runs}) == 1
             parts.append(f"The git hash {'is the same' if same else 'differs'}.")
-            parts += [f"Packages that differ: {', '.join(list(found.differing_packages)[:6])}."
-                      ] * bool(found.differing_packages)
+            if packages := list(found.differing_packages)[:6]:
+                parts.append(f"Packages that differ: {', '.join(packages)}.")
         return parts
 
     def _named_groups(self) -> list[tuple[str, Column, set]]:
@@ -1741,11 +1744,9 @@ class Plan:
         by_column: dict[Column, list[tuple[str, Column, set]]] = {}
         for mention in self.q.named("model_name", "experiment_name", "dataset_id", "task_name",
                                     "value"):
-            values = [name.partition("=")[2] if mention.kind == "value" else name
-                      for name in mention.names]
+            values, column = mention.values(), mention.column()
             label = values[0] if len(values) == 1 else mention.said
-            by_column.setdefault(mention.column(), []).append((label, mention.column(),
-                                                               set(values)))
+            by_column.setdefault(column, []).append((label, column, set(values)))
         if self.q.compared:
             column = ("param", self.q.compared[0])
             by_column[column] = [(f"{column[1]} {n:g}", column, {n}) for n in self.q.compared[1]]
@@ -1776,20 +1777,19 @@ class Plan:
         """Which model, data set or value of a param does best: best and mean, runs, best run."""
         rows, column = (yield from self._rows()), (yield from self.column())
         grouped = self._grouped(rows)
-        scored = {label: pairs for label, runs in grouped.items() if column
-                  and (pairs := [(v, r) for r in runs if (v := finite(r, column)) is not None])}
-        if not scored:
+        found = {label: pairs for label, runs in grouped.items() if (pairs := scored(runs, column))}
+        if not found:
             return (yield from self._nothing(column)) if not rows or grouped else Reply(
                 "no_match", f"None of the {plural(len(rows))}{self._scope()} has "
                             f"{self._group_column()[1]} recorded.")
         sign = -1 if self._high(column) else 1
         first = {label: min(pairs, key=lambda p: (sign * p[0], *self._tie_break(p[1])))
-                 for label, pairs in scored.items()}
-        means = {label: statistics.fmean(v for v, _ in pairs) for label, pairs in scored.items()}
-        order = sorted(scored, key=lambda label: (sign * first[label][0], sign * means[label]))
+                 for label, pairs in found.items()}
+        means = {label: statistics.fmean(v for v, _ in pairs) for label, pairs in found.items()}
+        order = sorted(found, key=lambda label: (sign * first[label][0], sign * means[label]))
         lines = [f"- {label}: {self._side()} {told(first[label][0], column)} "
                  f"({self.short(first[label][1])}), mean {told(means[label], column)} "
-                 f"over {plural(len(scored[label]))}" for label in order[:SHOWN]]
+                 f"over {plural(len(found[label]))}" for label in order[:SHOWN]]
         ids = [first[label][1].run_id for label in order[:SHOWN]]
         if self.q.asks(_COMPARE) and len(ids) > 1:
             yield from self._call(("compare_runs", {"run_ids": ids}))
@@ -1819,20 +1819,17 @@ class Plan:
             lead += f" The means range from {told(low, column)} to {told(high, column)}."
         return lead + f" Nothing to judge {' and '.join(missing)} by." * bool(missing)
 
-    def _aggregates(self) -> list[str]:
-        return [name for name, (words, _) in _AGGREGATES.items() if self.q.asks(words)]
-
     def aggregate(self) -> Planned:
         """Mean, median, spread, total, minimum or maximum of a metric, whole or by group."""
-        names, q = self._aggregates(), self.q
+        q = self.q
+        names = [name for name, (words, _) in _AGGREGATES.items() if q.asks(words)]
         rows, column = (yield from self._rows()), (yield from self.column())
         if column and q.end == "best" and not q.group:
             rows = [run for _, run in (yield from self.top(q.k, column))[:q.k]]
         groups = self._grouped(rows) if q.group or self._named_groups() else {"": rows}
         said, ids = [], []
         for label, runs in groups.items():
-            values = [v for run in runs if column and (v := finite(run, column)) is not None]
-            if values:
+            if values := [v for v, _ in scored(runs, column)]:
                 bad = sum(get(run, column) is not None for run in runs) - len(values)
                 shown = " and ".join(told(_AGGREGATES[name][1](values), column) for name in names)
                 said.append((label, f"{shown} over {plural(len(values))}"
@@ -1847,8 +1844,7 @@ class Plan:
 
     def count(self) -> Planned:
         """How many runs, or how many different models, experiments, data sets and so on."""
-        if self.q.asks(r"(?:how many|number of)(?: different| distinct)? (?:models?|experiments?|"
-                       r"data ?sets?|tasks?|metrics?|params?|parameters?)") and not self.q.group:
+        if self.q.asks(_INVENTORY) and not self.q.asks("runs") and not self.q.group:
             return (yield from self.inventory())
         if not self.q.conditions and not self.q.group:
             return Reply("count_runs", f"This lab has {plural(self.lab['n_runs'])}.")
@@ -1857,7 +1853,7 @@ class Plan:
             shown = ", ".join(f"{label} {len(runs)}" for label, runs in self._grouped(rows).items())
             return Reply("count_runs", f"Runs{self._scope()}: {shown}.")
         if not rows:
-            return Reply("count_runs", f"No run{self._scope()} was found.")
+            return self._no_run("count_runs")
         n_runs = len(rows)
         if all(c.column for c in self.q.conditions):      # the API counted them all
             n_runs, self.remarks = self.totals[_dump(self._filters())], []
@@ -1868,7 +1864,7 @@ class Plan:
         """The lab, or what a question narrows it to: counts, names, the best run, the latest."""
         rows = yield from self._rows()
         if not rows:
-            return Reply("no_match", f"No run{self._scope()} was found.")
+            return self._no_run()
         states = Counter(run.status or "unknown" for run in rows)
         parts = [f"{plural(len(rows))}{self._scope()}: "
                  f"{', '.join(f'{n} {s}' for s, n in states.most_common())}."]
@@ -1911,11 +1907,10 @@ class Plan:
         q, rows = self.q, (yield from self._rows())
         recent = q.end in ("new", "old")
         if not rows:
-            return Reply("no_match", f"No run{self._scope()} was found.")
+            return self._no_run()
         column = self._preferred(rows) if recent else q.rank_column() or self._preferred(rows)
         if column and q.asks(r"by [MP]\d+"):
-            held = [(v, run) for run in rows if (v := finite(run, column)) is not None]
-            held.sort(key=lambda p: p[0] if self._low(column) else -p[0])
+            held = sorted(scored(rows, column), key=lambda p: p[0], reverse=not self._low(column))
             rows = [run for _, run in held] + [r for r in rows if finite(r, column) is None]
         shown = (rows[::-1] if q.end == "old" else rows)[:(q.counts or [5])[0] if recent else SHOWN]
         if q.asks("why|error|reason"):
@@ -2130,8 +2125,10 @@ def run_loop(model: BaseChatModel, tools: list[BaseTool], question: str, system:
             n_repeats += key in made
             if n_repeats > 1:
                 raise ModelFailed("it repeated its tool calls")
-            result = _repeated(made[key], call) if key in made else _run_call(call, by_name)
-            messages.append(made.setdefault(key, result) if key not in made else result)
+            if key in made:
+                messages.append(_repeated(made[key], call))
+            else:
+                messages.append(made.setdefault(key, _run_call(call, by_name)))
     raise ModelFailed(f"no answer after {MAX_STEPS} steps")
 
 
@@ -2171,25 +2168,19 @@ def _printed_calls(text: str) -> list[dict]:
         name = value.get("name") or value.get("tool") or inner
         args = next((value[key] for key in ("arguments", "parameters", "args") if key in value),
                     None)
-        args = _object(args) if isinstance(args, str) else args
+        if isinstance(args, str):
+            with contextlib.suppress(ValueError):
+                args = json.loads(args)
         if isinstance(name, str) and isinstance(args, dict):
             found.append({"name": name, "args": args})
         at = text.find("{", end)
     return found
 
 
-def _object(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
-
-
 def _run_call(call: Any, by_name: dict[str, BaseTool]) -> ToolMessage:
     if call["name"] not in by_name:
-        return ToolMessage(f"There is no tool {call['name']!r}. The tools are "
-                           f"{', '.join(by_name)}.",
-                           tool_call_id=call["id"], status="error")
+        told = f"There is no tool {call['name']!r}. The tools are {', '.join(by_name)}."
+        return ToolMessage(told, tool_call_id=call["id"], status="error")
     return by_name[call["name"]].invoke(call)
 
 
@@ -2250,8 +2241,8 @@ def _contents(results: list[Found]) -> tuple[set[str], set[float], set[str]]:
                            if value[4:5] == "-" == value[7:8])
     for result in results:
         walk(result.model_dump())
-    return {run.run_id for result in results for run in result.runs}, numbers, {t for t in texts
-                                                                                if len(t) <= 120}
+    run_ids = {run.run_id for result in results for run in result.runs}
+    return run_ids, numbers, {text for text in texts if len(text) <= 120}
 
 
 def _is_held(said: str, numbers: set[float], percent: bool) -> bool:
@@ -2284,8 +2275,8 @@ def ask(query: str, *, base_url: str, model: BaseChatModel | None = None, timeou
         try:
             plan = Plan(query, box.lab(), now or dt.datetime.now(dt.timezone.utc))
         except LabError as error:
-            return AgentAnswer(intent="error", natural_language_answer=f"The lab cannot be read: "
-                                                                       f"{error}")
+            said = f"The lab cannot be read: {error}"
+            return AgentAnswer(intent="error", natural_language_answer=said)
         if isinstance(plan.order, Order):
             box.resolve_write = functools.partial(_resolve, plan, box)
         who = f"model {model._llm_type}" if model else ""
@@ -2296,8 +2287,7 @@ def ask(query: str, *, base_url: str, model: BaseChatModel | None = None, timeou
                 return _ask_model(model, who, box, plan, start + timeout_s * 0.6)
             except Exception as error:        # whatever a model does, the planner answers
                 kind = "" if isinstance(error, ModelFailed) else f"{type(error).__name__}: "
-                reason = f"{kind}{error}"
-                who = f"{BUILTIN} ({who.split()[0]} failed: {reason[:200]})"
+                who = f"{BUILTIN} ({who.split()[0]} failed: {f'{kind}{error}'[:200]})"
             box.results.clear()
         box.deadline = time.monotonic() + PLANNER_TIME_S
         return _answer(_ask_planner(box, plan), who, box)
