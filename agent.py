@@ -675,8 +675,8 @@ class Mention:
         """The column of a run that holds it."""
         if self.kind == "value":
             return "param", self.names[0].partition("=")[0]
-        return (self.kind, self.names[0]) if self.kind in ("metric", "param") else ("column",
-                                                                                    self.kind)
+        is_named = self.kind in ("metric", "param")
+        return (self.kind, self.names[0]) if is_named else ("column", self.kind)
 
 
 @dataclass(frozen=True)
@@ -713,11 +713,11 @@ _OP = "(" + "|".join(_OPS.values()) + ")"
 _FILLER = r"(?: (?:is|are|was|were|values?|that|has|had|of|set|which|a|an|the|final|reached))*"
 _NOT_BEFORE = re.compile(
     r"\b(?:not|isn't|aren't|wasn't|don't|doesn't|didn't|without|except(?: for)?|excluding|exclude|"
-    r"apart from"
-    r"|other than|no)(?: [NVMP]\d+ (?:and|or|,|nor))*(?: (?!and\b|or\b|but\b)[a-z]+){0,2}? $")
+    r"apart from|other than|no)"
+    r"(?: [NVMP]\d+ (?:and|or|,|nor))*(?: (?!and\b|or\b|but\b)[a-z]+){0,2}? $")
 _STATES = {"failed": "fail(?:ed|s|ures?|ing)?|crash(?:ed|es)?|error(?:ed|s)?",
-           "killed": "killed|interrupted|"
-           "aborted", "running": "running(?! time)|still going|ongoing|in progress",
+           "killed": "killed|interrupted|aborted",
+           "running": "running(?! time)|still going|ongoing|in progress",
            "finished": "finished|completed?|successful(?:ly)?|succeeded"}
 _TAGS = {"PUBLISH": r"(?:flagged|published|publishable|(?:for )?publish(?:ing)?)(?! as| bad)",
          "BAD": r"(?:(?:flagged|marked|tagged|noted|labelled)(?: as)? )?bad"}
@@ -857,11 +857,11 @@ class Question:
         self.mentions: list[Mention] = []
         self.conditions: list[Condition] = []
         self.compared: tuple[str, list[float]] | None = None   # a param and the values named for it
-        since, until, said = window(self.text, now)
+        text, (since, until, said) = self.text, window(self.text, now)
         if said:
             self._require(*_time_condition(since, until))
-        self.shape = self._shape(self._note_words(self.text.replace(said, " ") if said
-                                                  else self.text))
+            text = self.text.replace(said, " ")
+        self.shape = self._shape(self._note_words(text))
         self._number_conditions()
         if not self.named("id"):
             self._state_conditions()
@@ -881,9 +881,8 @@ class Question:
         """The mention that a placeholder of the shape stands for."""
         return self.mentions[int(placeholder[1:])]
 
-    def _require(self, text: str, keeps: Callable[[Run], bool], column: str = "",
-                 value: str = "") -> None:
-        self.conditions.append(Condition(text, keeps, column, value))
+    def _require(self, *condition: Any) -> None:
+        self.conditions.append(Condition(*condition))
 
     # Reading, in the order of __init__.
 
@@ -893,8 +892,8 @@ class Question:
         if not found:
             return text
         words = found[1].strip(" .")
-        self._require(f"a note with {words!r}", lambda run: words.lower() in (run.note
-                                                                              or "").lower())
+        self._require(f"a note with {words!r}",
+                      lambda run: words.lower() in (run.note or "").lower())
         return text[:found.start()] + " noted " + text[found.end():]
 
     def _shape(self, text: str) -> str:
@@ -961,16 +960,15 @@ class Question:
     def _plausible(self, found, stems: list[str], before: str, after: str, hint: str) -> bool:
         """Whether a name that also is an everyday word or a rank is meant as a name here."""
         if stems[0] == "top" and len(stems) > 1 and before not in ("by", "in", "on", "of"):
-            return after not in ("run", "model", "experiment", "by", "result",
-                                 "one")      # "top 5 runs"
+            return after not in ("run", "model", "experiment", "by", "result", "one")
         if len("".join(stems)) == 1:
             return bool(re.match(r"[\d<>=]", after)) or bool(hint)
         everyday = len(stems) == 1 and is_common(stems[0]) and stems[0] not in _TRADE
         valued = found[0] == "param" and re.match(r"[\d<>=]", after)      # "rank 16" is lora_rank
         return bool(not everyday or valued or found[0] == "metric" and found[2] or found[0] == hint)
 
-    def _identifier(self, atoms: list[Atom], i: int, parts: list[str]) -> tuple[Mention,
-                                                                                int] | None:
+    def _identifier(self, atoms: list[Atom], i: int,
+                    parts: list[str]) -> tuple[Mention, int] | None:
         """Read a run id, or a token such as val_accuracy that the lab does not know."""
         word, before = atoms[i].raw, parts[-1] if parts else ""
         width = next(n for n in range(1, len(atoms) - i + 1) if atoms[i + n - 1].last)
@@ -979,14 +977,14 @@ class Question:
                 named or "-" in word or re.search(r"[a-f]", word)) \
                 or named and re.fullmatch(r"(?=.*\d)[0-9a-f]{4,}", word):
             return Mention("id", (word,), word), 1
-        if before in ("run", "id") and width > 1 and any(c.isdigit() for a in atoms[i:i + width]
-                                                         for c in a.raw):
-            pieces = "[^a-z0-9]".join(re.escape(atom.raw) for atom in atoms[i:i + width])
+        raws = [atom.raw for atom in atoms[i:i + width]]
+        if before in ("run", "id") and width > 1 and re.search(r"\d", "".join(raws)):
+            pieces = "[^a-z0-9]".join(map(re.escape, raws))
             whole = re.search(rf"\b{pieces}\b", self.text, re.I)
             said = whole.group() if whole else word
             return Mention("id", (said,), said), width
         if atoms[i].glued and atoms[i].first:
-            return Mention("unknown", (), "_".join(atom.raw for atom in atoms[i:i + width])), width
+            return Mention("unknown", (), "_".join(raws)), width
         return None
 
     def _number_conditions(self) -> None:
@@ -1311,9 +1309,9 @@ class Plan:
                                     "@log_run and call it.")
         if self.q.strange() or self.q.named("unknown"):     # perhaps a param's value: "adam"
             rows = yield from self._fetch({})
-            self.q = self._read({(name, value) for run in rows for name,
-                                 value in flat(run.params).items()
-                                 if isinstance(value, str) and name not in PARTS})
+            params = {item for run in rows for item in flat(run.params).items()
+                      if isinstance(item[1], str) and item[0] not in PARTS}
+            self.q = self._read(params)
         q = self.q
         if self.order and not (q.end or q.named("id")):
             return (yield from self.write())
@@ -1414,10 +1412,10 @@ class Plan:
 
     def value(self, run: Run, column: Column, named: bool = True) -> str:
         """A field as answers say it: "accuracy 0.95", "val_loss NaN", "no f1"."""
-        if column[1] in ("duration_s", "timestamp"):
-            is_start = column[1] == "timestamp"
-            return f"started {when(run)}" if is_start else \
-                f"duration {duration(run.duration_s) or 'unknown'}"
+        if column[1] == "timestamp":
+            return f"started {when(run)}"
+        if column[1] == "duration_s":
+            return f"duration {duration(run.duration_s) or 'unknown'}"
         value = get(run, column)
         if value is None:
             return f"no {column[1]}"
@@ -1551,16 +1549,17 @@ class Plan:
         if not ids and not q.end:
             return Reply("clarify", "Which run do you mean? Name its id, or say for example \"the "
                                     "best run\". Nothing was written.")
-        run, reason = ((yield from self._by_id(ids[0].names[0])),
-                       "flagged on request") if ids else (yield from self._ranked_run())
+        if ids:
+            run, reason = (yield from self._by_id(ids[0].names[0])), "flagged on request"
+        else:
+            run, reason = yield from self._ranked_run()
         if run is None:
             return Reply("no_match", f"{reason} Nothing was written.")
         note = f"PUBLISH: {reason}" if order.note == "PUBLISH" else order.note or ""
         if (run.note or "").upper().startswith("BAD") and note.startswith("PUBLISH") and not ids:
             return Reply("clarify", f"Run {self.tag(run)} would be it, but its note says "
-                                    f"{run.note!r}. To publish it "
-                         f"all the same, say \"Flag run {self.short(run)} for publishing.\" "
-                         f"Nothing was written.")
+                         f"{run.note!r}. To publish it all the same, say \"Flag run "
+                         f"{self.short(run)} for publishing.\" Nothing was written.")
         change = (yield from self._call(("flag_run_for_publish",
                                          {"run_id": run.run_id, "note": note})))[0]
         return Reply("flag_run", change_text(change, self.tag(run)), [run.run_id])
@@ -1787,7 +1786,8 @@ class Plan:
                  for label, pairs in found.items()}
         means = {label: statistics.fmean(v for v, _ in pairs) for label, pairs in found.items()}
         order = sorted(found, key=lambda label: (sign * first[label][0], sign * means[label]))
-        lines = [f"- {label}: {self._side()} {told(first[label][0], column)} "
+        side = "worst" if self.q.end == "worst" else "best"
+        lines = [f"- {label}: {side} {told(first[label][0], column)} "
                  f"({self.short(first[label][1])}), mean {told(means[label], column)} "
                  f"over {plural(len(found[label]))}" for label in order[:SHOWN]]
         ids = [first[label][1].run_id for label in order[:SHOWN]]
@@ -1796,21 +1796,18 @@ class Plan:
         lead = self._group_lead(order, first, means, column)
         return Reply("compare_groups", "\n".join([lead, *lines]), ids)
 
-    def _side(self) -> str:
-        return "worst" if self.q.end == "worst" else "best"
-
     def _group_lead(self, order: list[str], first: dict, means: dict, column: Column) -> str:
         """The sentence that answers: which group is first, by its best run and by the mean."""
         missing = [label for label, *_ in self._named_groups() if label not in means]
         tied = [label for label in order if first[label][0] == first[order[0]][0]]
-        value = told(first[order[0]][0], column)
-        lead = f"{order[0]} did {self._side()} {self._rule(column)}: its {self._side()} run " \
+        side, value = "worst" if self.q.end == "worst" else "best", told(first[order[0]][0], column)
+        lead = f"{order[0]} did {side} {self._rule(column)}: its {side} run " \
                f"{self.short(first[order[0]][1])} has {value}."
         if len(order) == 1:
             lead = f"Only {order[0]} has runs to judge{self._scope()}."
         elif len(tied) > 1:
             lead = f"{' and '.join(tied)} tie {self._rule(column)}: " \
-                   f"the {self._side()} run of each has {value}."
+                   f"the {side} run of each has {value}."
         by_mean = (max if self._high(column) else min)(means, key=means.__getitem__)
         if by_mean != order[0]:
             lead += f" By the mean, {by_mean} leads."
