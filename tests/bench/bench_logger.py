@@ -84,7 +84,7 @@ def bench_eight() -> None:
     found = [[float(word) for word in process.communicate()[0].split()] for process in processes]
     for which, values in zip(("p50", "p99"), zip(*found, strict=True), strict=True):
         print(
-            f"log(), eight processes, {which} (median of 8)   {statistics.median(values):>10,.1f} us"
+            f"log(), eight processes, {which} (median of 8)  {statistics.median(values):>10,.1f} us"
         )
 
 
