@@ -193,6 +193,8 @@ class Found(BaseModel):
 # Plain argument types only: an Optional argument reaches a model behind Ollama without its type.
 # An empty text means "not given".
 
+_quote = functools.partial(urllib.parse.quote, safe="")
+
 class Toolbox:
     """The six tools of spec 7.1 over one lab, and all they returned for one question."""
 
@@ -255,7 +257,7 @@ class Toolbox:
         Args:
             run_id: the run's id, or its first 6 or more characters.
         """
-        body, _ = self._get("get_run_details", _run_path(run_id), {"run_id": run_id}, {})
+        body, _ = self._get("get_run_details", f"/runs/{_quote(run_id)}", {"run_id": run_id}, {})
         return self._keep(Found(tool="get_run_details", runs=[Run(**body)]))
 
     def compare_runs(self, run_ids: list[str]) -> tuple[str, Found]:
@@ -289,7 +291,7 @@ class Toolbox:
         if not (run_id and wanted["run_id"].startswith(run_id)):
             raise LabError(f"The user's words mean run {wanted['run_id']}, not {run_id!r}.")
         before = next(run for run in self.runs() if run.run_id == wanted["run_id"])
-        path = f"{_run_path(before.run_id)}/note"
+        path = f"/runs/{_quote(before.run_id)}/note"
         body, _ = self._send("PATCH", path, {"note": wanted["note"] or None})
         self.steps.append(Step(tool="flag_run_for_publish", args=wanted, request=f"PATCH {path}",
                                n_results=1))
@@ -340,10 +342,6 @@ class Toolbox:
     def _keep(self, result: Found) -> tuple[str, Found]:
         self.results.append(result)
         return for_model(result), result
-
-
-def _run_path(run_id: str) -> str:
-    return f"/runs/{urllib.parse.quote(run_id, safe='')}"
 
 
 @functools.cache                      # 3 ms each, and the same for every question
@@ -1230,7 +1228,7 @@ def duration(seconds: float | None) -> str | None:
 
 def told(value: float, column: Column) -> str:
     """A computed value of a column as text: a duration with its unit."""
-    return duration(value) or "" if column[1] == "duration_s" else fmt(value)
+    return str(duration(value)) if column[1] == "duration_s" else fmt(value)
 
 
 def when(run: Run) -> str:
@@ -1379,7 +1377,6 @@ class Plan:
         return self.fetched[key]
 
     def _filters(self) -> dict[str, str]:
-        """The conditions that the API can apply by itself."""
         given = {c.column: c.value for c in self.q.conditions if c.column}
         since, _, until = given.pop("window", "").partition("|")
         return given | {name: t for name, t in (("from_timestamp", since), ("to_timestamp", until))
@@ -1422,7 +1419,6 @@ class Plan:
         return f"{column[1]} " * named + ("NaN" if value != value else fmt(value))
 
     def _low(self, column: Column) -> bool:
-        """Whether a lower value is better."""
         return column[1] == "duration_s" or (
             column[0] == "metric" and self.directions.get(column[1]) == "minimize")
 
@@ -1452,7 +1448,6 @@ class Plan:
         return column
 
     def _high(self, column: Column) -> bool:
-        """Whether the runs asked for are those with the largest values."""
         end = self.q.end
         if end in ("high", "low", "new", "old"):
             return end in ("high", "new")
@@ -1486,7 +1481,6 @@ class Plan:
                 run.timestamp or ""]
 
     def _ties(self, pairs: Pairs, k: int, column: Column) -> None:
-        """Say which runs share the last value that made it."""
         if column[1] == "timestamp" or len(pairs) <= k or pairs[k - 1][0] != pairs[k][0]:
             return
         tied = [run for value, run in pairs if value == pairs[k - 1][0]]
@@ -1521,8 +1515,8 @@ class Plan:
         column, models = self._preferred(), [m["name"] for m in self.lab.get("models") or []]
         by = f" by {column[1]}" if column else ""
         second = f"Compare {' and '.join(models[:2])}." if len(models) > 1 else "Which runs failed?"
-        return f'"Show me my top 3 runs{by} and compare them." "{second}" ' \
-               '"Summarize my experiments."'
+        return (f'"Show me my top 3 runs{by} and compare them." "{second}" '
+                '"Summarize my experiments."')
 
     def not_found(self, unknown: list[str]) -> Reply:
         """Say what the lab does not have, and what is near."""
@@ -1614,7 +1608,6 @@ class Plan:
         return [f"{n}. {self.tag(run)}: {self.value(run, column)}" for n, run in enumerate(runs, 1)]
 
     def _title(self, place: str, column: Column) -> str:
-        """Name the run that comes first: "The run with the lowest val_loss"."""
         edge = self._edge(column)
         if column[1] in ("timestamp", "duration_s"):
             return f"The {place}{edge} run{self._scope()}"
@@ -1797,7 +1790,6 @@ class Plan:
         return Reply("compare_groups", "\n".join([lead, *lines]), ids)
 
     def _group_lead(self, order: list[str], first: dict, means: dict, column: Column) -> str:
-        """The sentence that answers: which group is first, by its best run and by the mean."""
         missing = [label for label, *_ in self._named_groups() if label not in means]
         tied = [label for label in order if first[label][0] == first[order[0]][0]]
         side, value = "worst" if self.q.end == "worst" else "best", told(first[order[0]][0], column)
