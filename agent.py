@@ -1833,7 +1833,8 @@ class Plan:
 
     def count(self) -> Planned:
         """How many runs, or how many different models, experiments, data sets and so on."""
-        if self.q.asks(_INVENTORY) and not self.q.asks("runs") and not self.q.group:
+        if self.q.asks(r"(?:how many|number of)(?: different| distinct)? (?:models?|experiments?|"
+                       r"data ?sets?|tasks?|metrics?|params?|parameters?)") and not self.q.group:
             return (yield from self.inventory())
         if not self.q.conditions and not self.q.group:
             return Reply("count_runs", f"This lab has {plural(self.lab['n_runs'])}.")
