@@ -78,8 +78,8 @@ def label(job: dict) -> str:
 
 
 def end_workers() -> None:
-    """End the workers and have their unfinished runs recorded as killed at once."""
-    get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+    """Kill the workers and have their unfinished runs recorded as killed at once."""
+    get_reusable_executor(reuse=True, kill_workers=True).shutdown(kill_workers=True)
     from ailab import open_store  # not at the top: training needs the logger alone
     try:
         open_store(default_db_path()).close()
@@ -125,6 +125,8 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt for both
     try:
         show(jobs, n_jobs, done)
+        get_reusable_executor(reuse=True).shutdown()       # the workers take in what is left
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     except (KeyboardInterrupt, BrokenProcessPool) as error:
         signal.signal(signal.SIGINT, signal.SIG_IGN)       # ending takes less than a second
         end_workers()
