@@ -11,6 +11,7 @@ export class ApiError extends Error {
 
 /** Whether the server answers: dispatches "change"; `since` is when it was last heard, in ms. */
 export const connection = Object.assign(new EventTarget(), { isOnline: true, since: Date.now() });
+const MAX_REMEMBERED = 60;
 const remembered = new Map(); // URL -> {etag, answer}: an unchanged answer is the same object again
 
 function heard(isOnline) {
@@ -22,37 +23,33 @@ function heard(isOnline) {
 
 async function request(url, options = {}) {
   const name = `${options.method ?? "GET"} ${url}`;
-  let response;
-  let body;
+  const known = !options.method && remembered.get(url);
   try {
-    response = await fetch(url, { cache: "no-cache", ...options });
-    const etag = response.headers.get("ETag");
-    const known = !options.method && etag && remembered.get(url);
-    if (known && known.etag === etag) return known.answer;
-    body = await response.text();
+    const response = await fetch(url, { cache: "no-cache", ...options });
+    heard(true);
+    if (known && known.etag === response.headers.get("ETag")) return known.answer;
+    return read(response, await response.text(), name, !options.method && url);
   } catch (error) {
-    if (error.name === "AbortError") throw error;
+    if (error.name === "AbortError" || error instanceof ApiError) throw error;
+    heard(false);
     throw new ApiError("The lab's server does not answer: is `python ailab.py serve` still running?", 0, name);
-  } finally {
-    if (!options.signal?.aborted) heard(Boolean(response));
   }
-  return answerOf(url, name, response, body, options);
 }
 
-function answerOf(url, name, response, text, options) {
+function read({ ok, status, headers }, text, name, url) {
   let body;
   try {
     body = JSON.parse(text);
   } catch {
-    throw new ApiError(`The server's answer to ${name} is not JSON (status ${response.status})`, response.status, name);
+    throw new ApiError(`The answer to ${name} is not JSON (status ${status})`, status, name);
   }
-  if (!response.ok) throw new ApiError(body.detail ?? `${name} answered ${response.status}`, response.status, name);
-  const total = response.headers.get("X-Total-Count");
+  if (!ok) throw new ApiError(body.detail ?? `${name} answered ${status}`, status, name);
+  const total = headers.get("X-Total-Count");
   const answer = total === null ? body : { rows: body, total: Number(total) };
-  const etag = response.headers.get("ETag");
-  if (!options.method && etag) {
+  const etag = headers.get("ETag");
+  if (url && etag) {
     remembered.set(url, { etag, answer });
-    if (remembered.size > 60) remembered.delete(remembered.keys().next().value);
+    if (remembered.size > MAX_REMEMBERED) remembered.delete(remembered.keys().next().value);
   }
   return answer;
 }
@@ -60,19 +57,17 @@ function answerOf(url, name, response, text, options) {
 /** A query string of what is set; a list repeats its name. */
 export function search(params) {
   const pairs = Object.entries(params).flatMap(([name, value]) => [value].flat().map((one) => [name, one]));
-  const text = new URLSearchParams(pairs.filter(([, value]) => value !== undefined && value !== null && value !== "")).toString();
+  const text = String(new URLSearchParams(pairs.filter(([, value]) => !["", null, undefined].includes(value))));
   return text && `?${text}`;
 }
 
-const send = (method, body, signal) => ({ method, signal, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 const path = (runId) => `/runs/${encodeURIComponent(runId)}`;
+const send = (method, body, signal) =>
+  ({ method, signal, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
 export const lab = () => request("/lab");
 /** {rows, total}: a page of run summaries, and how many match. */
-export const listRuns = async (params) => {
-  const answer = await request(`/runs${search(params)}`);
-  return Array.isArray(answer) ? { rows: answer, total: answer.length } : answer;
-};
+export const listRuns = (params) => request(`/runs${search(params)}`);
 export const getRun = (runId) => request(path(runId));
 export const curves = (ids, params = {}) => request(`/curves${search({ ids, ...params })}`);
 export const compareRuns = (ids) => request(`/runs/compare${search({ ids })}`);

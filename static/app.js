@@ -1,13 +1,12 @@
 /** Boot, address, header, and the clock that keeps the page live. */
 import * as api from "./api.js";
 import { redrawAll } from "./chart.js";
-import { delegate, el, errorBox, message, render, snippet, toast } from "./dom.js";
+import { button, delegate, el, errorBox, message, render, snippet, toast } from "./dom.js";
 import { clock, joinSelection, makeHash, parseHash, parseSelection, toggled } from "./format.js";
 
 const LIVE_MS = 1000;      // between looks while something runs
 const IDLE_MS = 15000;     // and while nothing does
 const OFFLINE_MS = 3000;
-const SKELETON_MS = 150;   // a wait shorter than this shows nothing
 const VIEWS = {
   dashboard: { label: "Dashboard", load: () => import("./views/dashboard.js") },
   runs: { label: "Runs", load: () => import("./views/runs.js") },
@@ -15,16 +14,11 @@ const VIEWS = {
   assistant: { label: "Assistant", load: () => import("./views/assistant.js") },
   run: { load: () => import("./views/run.js") },   // a run's page of its own: no tab
 };
-const FIRST_RUN = `from lab_logger import log, log_run
-
-@log_run(experiment_name="first")
-def train(learning_rate=0.01, n_epochs=30):
-    for epoch in range(n_epochs):
-        log(epoch=epoch, loss=1 / (epoch + 1))
-
-train()`;
+const FIRST_RUN = `from lab_logger import log, log_run\n
+@log_run(experiment_name="first")\ndef train(learning_rate=0.01, n_epochs=30):
+    for epoch in range(n_epochs):\n        log(epoch=epoch, loss=1 / (epoch + 1))\n\ntrain()`;
 const html = document.documentElement;
-const [main, tabs, signs, banner, theme] = ["main", "tabs", "signs", "banner", "theme"]
+const [main, project, tabs, signs, banner, theme] = ["main", "project", "tabs", "signs", "banner", "theme"]
   .map((name) => document.getElementById(`lab-${name}`));
 const system = matchMedia("(prefers-color-scheme: dark)");
 
@@ -54,16 +48,14 @@ const app = {
   change: (parts, options) => app.go(app.view, { ...app.query, ...parts }, options),
 
   /** Read the lab's counts at once, after this page changed them. */
-  async refresh() {
-    app.lab = await api.lab();
-  },
+  refresh: async () => { app.lab = await api.lab(); },
 
   /** Put a run into the selection, or take it out. */
   pick: (runId) => app.change({}, { selection: toggled(app.selection, runId) }),
 
-  /** Run `job`: a skeleton in `root` while a first load takes time, the error in place of content. */
+  /** Run `job`: bones in `root` while a first load takes its time, the error in place of content. */
   async load(root, job, isFirst) {
-    const timer = isFirst && setTimeout(() => render(root, message("loading", "Loading")), SKELETON_MS);
+    if (isFirst) render(root, message("loading", "Loading"));
     try {
       await job();
       return true;
@@ -71,8 +63,6 @@ const app = {
       if (!(error instanceof api.ApiError)) throw error;
       if (isFirst || error.status) render(root, errorBox(error));  // offline, what is there stays
       return false;
-    } finally {
-      clearTimeout(timer);
     }
   },
 };
@@ -90,7 +80,7 @@ async function route() {
   app.last[name] = query;
   html.dataset.view = name;
   delete html.dataset.ready;
-  drawHeader();
+  drawFrame();
   if (!app.lab) return;
   try {
     if (app.lab.n_runs) await showView(name, mine);
@@ -110,7 +100,6 @@ async function showView(name, mine) {
     leave();
     const root = el("div", { class: `lab-view lab-${name}` });
     main.replaceChildren(root);
-    main.scrollTop = 0;
     current = { name, view: create(app, root) };
   }
   document.title = `${VIEWS[name].label ?? "Run"} · ${app.lab.project}`;
@@ -133,10 +122,13 @@ function showEmpty() {
 
 // --- Header -------------------------------------------------------------------
 
-function drawHeader() {
+function drawFrame() {
   const n = app.selection.filter(Boolean).length;
   const running = app.lab?.counts.running ?? 0;
-  const { isOnline } = api.connection;
+  const { isOnline, since } = api.connection;
+  html.dataset.online = String(isOnline);
+  render(banner, !isOnline && el("div", { class: "lab-offline", role: "alert" },
+    `Not connected since ${clock(since)}, retrying`, button("Retry", { act: "reconnect" })));
   render(tabs, Object.entries(VIEWS).filter(([, { label }]) => label).map(([name, { label }]) =>
     el("a", { href: app.href(name, app.last[name]), "aria-current": app.view === name && "page", data: { key: name } },
       label, name === "compare" && n > 0 && ` (${n})`)));
@@ -144,17 +136,9 @@ function drawHeader() {
     href: app.href("runs", { status: "running" }) }, el("i", { "aria-hidden": "true" }), `${running} running`),
   el("span", { class: "lab-connection", data: { online: String(isOnline), key: "connection" } },
     isOnline ? "Connected" : "Offline"));
-  document.getElementById("lab-project").textContent = app.lab?.project ?? "AI-Lab";
+  project.textContent = app.lab?.project ?? "AI-Lab";
   theme.textContent = isDark() ? "Light" : "Dark";
   theme.setAttribute("aria-label", `${theme.textContent} theme`);
-}
-
-function drawBanner() {
-  const { isOnline, since } = api.connection;
-  html.dataset.online = String(isOnline);
-  render(banner, !isOnline && el("div", { class: "lab-offline", role: "alert" },
-    `Not connected since ${clock(since)}, retrying`, el("button", { data: { act: "reconnect" } }, "Retry")));
-  drawHeader();
 }
 
 const isDark = () => (html.dataset.theme ? html.dataset.theme === "dark" : system.matches);
@@ -163,20 +147,18 @@ const isDark = () => (html.dataset.theme ? html.dataset.theme === "dark" : syste
 function setTheme(chosen) {
   try {
     if (chosen) localStorage.setItem("lab-theme", chosen);
-    html.dataset.theme = chosen ?? localStorage.getItem("lab-theme") ?? "";
-  } catch (error) {
-    console.info("The theme is not kept: storage is closed to this page.", error.name);
+    html.dataset.theme = localStorage.getItem("lab-theme") ?? "";
+  } catch {                         // storage is closed to this page: the choice lasts as long as it
     html.dataset.theme = chosen ?? "";
   }
-  drawHeader();
+  drawFrame();
   redrawAll();
 }
 
 // --- Clock --------------------------------------------------------------------
 
 let timer = null;
-let seen = "";             // the lab's counts at the last full refresh
-let fullAt = 0;
+let [seen, fullAt] = ["", 0];   // the lab's counts at the last full refresh, and when that was
 let isLooking = false;
 
 async function tick() {
@@ -199,15 +181,13 @@ async function look() {
   const wasEmpty = !app.lab?.n_runs;
   app.lab = await api.lab();
   app.running = app.lab.counts.running ? (await api.listRuns({ status: "running", limit: 100 })).rows : [];
-  drawHeader();
+  drawFrame();
   const counts = JSON.stringify([app.lab.n_runs, app.lab.counts]);
   const isFull = counts !== seen || Date.now() - fullAt >= IDLE_MS - LIVE_MS;
   if (isFull) [seen, fullAt] = [counts, Date.now()];
   if (wasEmpty) await route();
   else if (current && html.dataset.ready) await current.view.tick?.(isFull);
 }
-
-// --- Boot ---------------------------------------------------------------------
 
 delegate(document, "click", {
   theme: () => setTheme(isDark() ? "light" : "dark"),
@@ -225,6 +205,6 @@ document.addEventListener("submit", (event) => { if (event.target.dataset.submit
 document.addEventListener("visibilitychange", tick);
 addEventListener("popstate", route);
 system.addEventListener("change", () => setTheme());
-api.connection.addEventListener("change", () => { fullAt = 0; drawBanner(); });
+api.connection.addEventListener("change", () => { fullAt = 0; drawFrame(); });
 setTheme();
 tick();

@@ -1,5 +1,5 @@
 /** The filters of the runs table: controls, chips, and what the API is asked. */
-import { el } from "./dom.js";
+import { button, el, option } from "./dom.js";
 
 // Names in the address are the API's own. `from` is the list in GET /lab that holds the values.
 const CHOICES = [
@@ -8,21 +8,22 @@ const CHOICES = [
   { name: "dataset_id", label: "dataset", from: "datasets", key: "name" },
   { name: "status", label: "status" },
 ];
+const METRIC = { name: "metric_name", label: "metric", from: "metrics", key: "metric_name" };
 const TEXTS = [{ name: "q", label: "search" }, { name: "note_substring", label: "note" }];
-const METRIC = ["metric_name", "metric_min", "metric_max"];
-export const FILTER_NAMES = [...TEXTS, ...CHOICES].map((filter) => filter.name).concat(METRIC);
+const METRIC_NAMES = ["metric_name", "metric_min", "metric_max"];
+export const FILTER_NAMES = [...TEXTS, ...CHOICES].map((filter) => filter.name).concat(METRIC_NAMES);
 
 /** The part of the address that filters, as parameters of GET /runs; a bound without metric is left out. */
 export function filtersOf(query) {
-  const set = Object.entries(query).filter(([name, value]) => FILTER_NAMES.includes(name) && value !== "");
-  return Object.fromEntries(set.filter(([name]) => query.metric_name || !METRIC.includes(name)));
+  const isAsked = ([name, value]) => FILTER_NAMES.includes(name) && value !== ""
+    && (query.metric_name || !METRIC_NAMES.includes(name));
+  return Object.fromEntries(Object.entries(query).filter(isAsked));
 }
 
 /** `sort=-metrics.accuracy` as the API's sort and order. */
-export function sortOf(query) {
-  if (!query.sort) return {};
-  const isDown = query.sort.startsWith("-");
-  return { sort: isDown ? query.sort.slice(1) : query.sort, order: isDown ? "desc" : "asc" };
+export function sortOf({ sort }) {
+  if (!sort) return {};
+  return sort.startsWith("-") ? { sort: sort.slice(1), order: "desc" } : { sort, order: "asc" };
 }
 
 /** The next sort of a header: its good end, the other one, off. */
@@ -32,51 +33,44 @@ export function nextSort(current, name, isGoodHigh) {
   return current === second ? "" : first;
 }
 
-function choices(lab, filter, chosen) {
-  const names = filter.name === "status" ? Object.keys(lab.counts).filter((status) => lab.counts[status])
-    : (lab[filter.from] ?? []).map((row) => row[filter.key]).filter((name) => name !== null && name !== "");
-  return chosen && !names.includes(chosen) ? [...names, chosen] : names;
+/** The known values of a filter, the chosen one among them. */
+function valuesOf(lab, { name, from, key }, chosen) {
+  const known = name === "status" ? Object.keys(lab.counts).filter((status) => lab.counts[status])
+    : lab[from].map((row) => row[key]).filter(Boolean);
+  return chosen && !known.includes(chosen) ? [...known, chosen] : known;
 }
 
-function select(filter, names, query, any) {
-  return el("select", { value: query[filter.name] ?? "", "aria-label": filter.label, data: { change: "filter", name: filter.name } },
-    el("option", { value: "" }, any), names.map((name) => option(name)));
+function choice(lab, filter, query) {
+  const chosen = query[filter.name] ?? "";
+  const values = valuesOf(lab, filter, chosen);
+  if (values.length < 2 && !chosen && filter !== METRIC) return null;
+  return el("select", { value: chosen, "aria-label": filter.label,
+    data: { change: "filter", name: filter.name, key: filter.name } },
+  option("", `any ${filter.label}`), values.map((value) => option(value)));
 }
 
-/** An option; its value is set as an attribute, so that any text survives. */
-export function option(value, text = value) {
-  const node = el("option", {}, text);
-  node.setAttribute("value", value);
-  return node;
-}
+const box = (name, label, query, props) => el("input", { value: query[name] ?? "", "aria-label": label,
+  placeholder: label, autocomplete: "off", data: { input: "filter", name, key: name }, ...props });
 
-const box = (name, label, query, props) => el("input", { value: query[name] ?? "", "aria-label": label, placeholder: label, autocomplete: "off",
-  data: { input: "filter", name }, ...props });
-
-/** The row of controls. */
+/** The row of controls; a choice of one is none. */
 export function filterBar(lab, query) {
-  const shown = CHOICES.filter((filter) => choices(lab, filter, query[filter.name]).length > 1 || query[filter.name]);
-  const metrics = choices({ counts: {}, metrics: lab.metrics }, { name: "metric_name", from: "metrics", key: "metric_name" }, query.metric_name);
+  const bound = { type: "number", step: "any", class: "lab-narrow" };
   return el("form", { class: "lab-filters", role: "search", "aria-label": "Filter runs", data: { submit: "none" } },
     box("q", "Search runs", query, { type: "search", class: "lab-wide" }),
-    shown.map((filter) => select(filter, choices(lab, filter, query[filter.name]), query, `any ${filter.label}`)),
-    box("note_substring", "Note contains", query, { type: "search" }),
-    metrics.length > 0 && [select({ name: "metric_name", label: "metric" }, metrics, query, "any metric"),
-      box("metric_min", "min", query, { type: "number", step: "any", disabled: !query.metric_name, class: "lab-narrow" }),
-      box("metric_max", "max", query, { type: "number", step: "any", disabled: !query.metric_name, class: "lab-narrow" })]);
+    CHOICES.map((filter) => choice(lab, filter, query)),
+    box("note_substring", "Note contains", query, { type: "search" }), lab.metrics.length > 0 && choice(lab, METRIC, query),
+    query.metric_name && [box("metric_min", "min", query, bound), box("metric_max", "max", query, bound)]);
 }
 
 /** One removable chip a filter, each naming the address parts it stands for. */
 export function chipsOf(query) {
   const chips = [...TEXTS, ...CHOICES].filter(({ name }) => query[name])
     .map(({ name, label }) => ({ names: [name], text: `${label}: ${query[name]}` }));
-  if (query.metric_name) {
-    const bounds = [query.metric_min && `≥ ${query.metric_min}`, query.metric_max && `≤ ${query.metric_max}`].filter(Boolean);
-    chips.push({ names: METRIC, text: `${query.metric_name} ${bounds.join(" and ") || "logged"}` });
-  }
-  return chips;
+  const { metric_name: metric, metric_min: min, metric_max: max } = query;
+  const bounds = [min && `≥ ${min}`, max && `≤ ${max}`].filter(Boolean).join(" and ");
+  return metric ? [...chips, { names: METRIC_NAMES, text: `${metric} ${bounds || "logged"}` }] : chips;
 }
 
 export const filterChips = (query) => chipsOf(query).map(({ names, text }) =>
-  el("span", { class: "lab-chip", data: { key: names[0] } }, el("span", {}, text),
-    el("button", { type: "button", "aria-label": `Remove filter ${text}`, data: { act: "unfilter", names: names.join(",") } }, "×")));
+  el("span", { class: "lab-chip", data: { key: names[0] } }, text,
+    button("×", { act: "unfilter", names: names.join() }, { "aria-label": `Remove filter ${text}` })));

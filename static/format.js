@@ -1,6 +1,6 @@
 /** Text for numbers, times, ids and the address; pure, so that node tests it. */
 
-export const MISSING = "–";
+const MISSING = "–";
 const SECOND_IN = { year: 31536000, month: 2592000, day: 86400, hour: 3600, minute: 60 };
 
 /** A number in 4 significant digits, scientific beyond 1e-4 and 1e6; "NaN" stays, null is a dash. */
@@ -15,10 +15,9 @@ export function num(value) {
 
 /** Decimals that give a column's middle value 4 significant digits; null for whole numbers. */
 export function columnDecimals(values) {
-  const sizes = values.filter((v) => typeof v === "number" && v !== 0).map(Math.abs).sort((a, b) => a - b);
-  if (values.every((v) => typeof v !== "number" || Number.isInteger(v))) return null;
-  const middle = sizes[Math.floor(sizes.length / 2)];
-  return Math.min(6, Math.max(0, 3 - Math.floor(Math.log10(middle))));
+  const sizes = values.filter((value) => typeof value === "number" && value !== 0).map(Math.abs).sort((a, b) => a - b);
+  if (sizes.every(Number.isInteger)) return null;
+  return Math.min(6, Math.max(0, 3 - Math.floor(Math.log10(sizes[Math.floor(sizes.length / 2)]))));
 }
 
 /** A number with its column's decimals. */
@@ -35,16 +34,15 @@ export function param(value) {
   return typeof value === "string" ? value : JSON.stringify(value);
 }
 
-/** Seconds as 0.42 s, 12 s, 3 m 05 s, 2 h 07 m, 3 d 4 h. */
+/** Seconds as 0.42 s, 12 s, 3 m 05 s, 2 h 07 m, 3 d 04 h. */
 export function duration(seconds) {
   if (typeof seconds !== "number") return MISSING;
   if (seconds < 10) return `${seconds.toFixed(seconds < 1 ? 2 : 1)} s`;
-  const s = Math.round(seconds);
-  const two = (n) => String(n).padStart(2, "0");
-  if (s < 60) return `${s} s`;
-  if (s < 3600) return `${Math.floor(s / 60)} m ${two(s % 60)} s`;
-  if (s < 86400) return `${Math.floor(s / 3600)} h ${two(Math.floor((s % 3600) / 60))} m`;
-  return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
+  const whole = Math.round(seconds);
+  const [size, unit, part, small] = [[86400, "d", 3600, "h"], [3600, "h", 60, "m"], [60, "m", 1, "s"]]
+    .find(([least]) => whole >= least) ?? [1, "s"];
+  const rest = part && ` ${String(Math.floor((whole % size) / part)).padStart(2, "0")} ${small}`;
+  return `${Math.floor(whole / size)} ${unit}${rest ?? ""}`;
 }
 
 /** How long ago an ISO time was, in its largest unit. */
@@ -58,11 +56,8 @@ export function ago(iso, now = Date.now()) {
   return seconds < 5 ? "just now" : `${seconds} s ago`;
 }
 
-/** An ISO time as local date and time, with the seconds. */
-export function absolute(iso) {
-  const time = new Date(iso);
-  return Number.isNaN(time.getTime()) ? String(iso ?? "") : time.toLocaleString("sv-SE");
-}
+/** A time (ISO, or ms) as local date and time, with the seconds. */
+export const absolute = (time) => new Date(time).toLocaleString("sv-SE");
 
 /** A clock time of today: 14:03:22. */
 export const clock = (ms) => new Date(ms).toLocaleTimeString("sv-SE");
@@ -73,7 +68,7 @@ export function bytes(size) {
   return `${(size / 1024 ** power).toFixed(power ? 1 : 0)} ${["B", "KB", "MB", "GB"][power]}`;
 }
 
-/** "1 run", "27 runs". */
+/** "1 run", "2,700 runs". */
 export const count = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
 // --- Runs ---------------------------------------------------------------------
@@ -102,15 +97,15 @@ export function flatten(params, prefix = "", into = {}) {
 /** Names of the params whose value is not the same in all of the runs, in order of appearance. */
 export function differingParams(runs) {
   const all = runs.map((run) => flatten(run.params));
-  const names = [...new Set(all.flatMap((params) => Object.keys(params)))];
-  return names.filter((name) => new Set(all.map((params) => param(params[name]))).size > 1);
+  const names = new Set(all.flatMap(Object.keys));
+  return [...names].filter((name) => new Set(all.map((params) => param(params[name]))).size > 1);
 }
 
-/** The metric to open with: accuracy, else a val_ or test_ one, else the commonest. */
+/** Names of metrics, the one to open with first: accuracy, else a val_ or test_ one, else the commonest. */
 export function orderMetrics(metrics) {
-  const rank = ({ metric_name: name }) =>
-    name === "accuracy" ? 0 : /^(val|test)[_/.]|acc/.test(name) ? 1 : /^train[_/.]/.test(name) ? 3 : 2;
-  return [...metrics].sort((a, b) => rank(a) - rank(b) || b.n_runs - a.n_runs);
+  const order = [/^accuracy$/, /^(val|test)[_/.]|acc/, /^(?!train[_/.])/, /^/];
+  const rank = ({ metric_name: name }) => order.findIndex((pattern) => pattern.test(name));
+  return [...metrics].sort((a, b) => rank(a) - rank(b) || b.n_runs - a.n_runs).map((metric) => metric.metric_name);
 }
 
 /** The last line of a traceback that says something. */
@@ -126,18 +121,17 @@ export function parseHash(hash) {
 
 /** The reverse; empty values are left out, and what may stay readable does. */
 export function makeHash(view, query = {}) {
-  const encode = (text) => encodeURIComponent(text).replace(/%2C/g, ",").replace(/%2F/g, "/").replace(/%20/g, "+");
-  const pairs = Object.entries(query).filter(([, value]) => value !== "" && value !== null && value !== undefined);
-  const search = pairs.map(([name, value]) => `${encode(name)}=${encode(value)}`).join("&");
+  const plain = { "%2C": ",", "%2F": "/", "%20": "+" };
+  const encode = (text) => encodeURIComponent(text).replace(/%2[CF0]/g, (code) => plain[code]);
+  const pairs = Object.entries(query).filter(([, value]) => !["", null, undefined].includes(value));
+  const search = pairs.map((pair) => pair.map(encode).join("=")).join("&");
   return `#/${view === "dashboard" ? "" : view}${search ? `?${search}` : ""}`;
 }
 
 /** "a,,b" as ["a", null, "b"]: the place of a run is its colour slot, and a hole keeps the others'. */
 export const parseSelection = (text) => (text ? text.split(",").map((ref) => (ref ? refOf(ref) : null)) : []);
 
-export function joinSelection(selection) {
-  return selection.map((ref) => ref ?? "").join(",").replace(/,+$/, "");
-}
+export const joinSelection = (selection) => selection.join().replace(/,+$/, "");
 
 /** The selection with the run put into the first free place, or taken out. */
 export function toggled(selection, runId, on = slotOf(selection, runId) < 0) {

@@ -18,24 +18,16 @@ export function extent(columns) {
 export function padded([low, high], share, isLog) {
   const half = (Math.abs(low) || 1) / 2;
   if (low === high) return isLog ? [low / 2, high * 2] : [low - half, high + half];
-  if (isLog) {
-    const grow = (high / low) ** share;
-    return [low / grow, high * grow];
-  }
-  return [low - (high - low) * share, high + (high - low) * share];
+  const grow = isLog ? (high / low) ** share : (high - low) * share;
+  return isLog ? [low / grow, high * grow] : [low - grow, high + grow];
 }
 
 /** A function from data to pixels, with `invert` for the way back. */
 export function scale([d0, d1], [p0, p1], isLog = false) {
-  const into = isLog ? Math.log : (value) => value;
-  const [a, b] = [into(d0), into(d1)];
-  const slope = b === a ? 0 : (p1 - p0) / (b - a);
-  const toPx = (value) => p0 + (into(value) - a) * slope;
-  toPx.invert = (px) => {
-    const value = slope ? a + (px - p0) / slope : a;
-    return isLog ? Math.exp(value) : value;
-  };
-  return toPx;
+  const [into, back] = isLog ? [Math.log, Math.exp] : [Number, Number];
+  const slope = (p1 - p0) / (into(d1) - into(d0) || 1);
+  const toPx = (value) => p0 + (into(value) - into(d0)) * slope;
+  return Object.assign(toPx, { invert: (px) => back(into(d0) + (px - p0) / slope) });
 }
 
 /** Round values inside [low, high], about `count` of them, 1, 2 or 5 times a power of ten apart. */
@@ -54,15 +46,14 @@ export function niceTicks(low, high, count = 5) {
 
 /** Powers of ten inside the range, with 2 and 5 between where there is room; data values, not logs. */
 export function logTicks(low, high, count = 5) {
-  const from = Math.floor(Math.log10(low));
-  const to = Math.ceil(Math.log10(high));
-  const within = (value) => value >= low * 0.999 && value <= high * 1.001;
+  const [from, to] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
   const every = Math.max(1, Math.round((to - from) / count));
-  const powers = [];
-  for (let p = from; p <= to; p++) powers.push(p);
-  const tens = powers.filter((p) => (p - from) % every === 0).map((p) => Number(`1e${p}`)).filter(within);
+  const powers = Array.from({ length: to - from + 1 }, (_, i) => from + i);
+  const ticks = (some, digits) => some.flatMap((power) => digits.map((digit) => Number(`${digit}e${power}`)))
+    .filter((value) => value >= low * 0.999 && value <= high * 1.001);
+  const tens = ticks(powers.filter((_, i) => i % every === 0), [1]);
   if (tens.length >= Math.min(3, count)) return tens;
-  const fine = powers.flatMap((p) => [1, 2, 5].map((m) => Number(`${m}e${p}`))).filter(within);
+  const fine = ticks(powers, [1, 2, 5]);
   return fine.length >= 2 ? fine : niceTicks(low, high, count);
 }
 

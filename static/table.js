@@ -25,7 +25,7 @@ export const slotMark = (selection, runId) => slotOf(selection, runId) >= 0 && s
 
 /** A run's duration; of a running one, the time since its start. */
 export function durationOf({ duration_s: seconds, status, timestamp }, now = Date.now()) {
-  return duration(seconds === null && status === "running" ? Math.max(0, (now - Date.parse(timestamp)) / 1000) : seconds);
+  return duration(status === "running" && timestamp ? Math.max(0, (now - Date.parse(timestamp)) / 1000) : seconds);
 }
 
 /**
@@ -44,14 +44,13 @@ export function columnsFor(rows, lab, query) {
     ...metricColumns(rows, lab, query), ...paramColumns(rows, query), ...[text("note", "Note", 150)].filter(hasValue),
     { key: "timestamp", label: "Started", width: 112, sort: "timestamp", isGoodHigh: true,
       cell: (row) => row.timestamp && when(row.timestamp) },
-    { key: "duration_s", label: "Duration", width: 84, sort: "duration", isNumber: true, cell: (row) => durationOf(row) },
+    { key: "duration_s", label: "Duration", width: 84, sort: "duration", isNumber: true, cell: (row) => durationOf(row) }
   ];
 }
 
 function metricColumns(rows, lab, query) {
   const asked = [query.metric_name, query.sort?.match(/^-?metrics\.(.+)$/)?.[1]].filter(Boolean);
-  const logged = orderMetrics(lab.metrics).map((metric) => metric.metric_name)
-    .filter((name) => rows.some((row) => name in row.final_metrics));
+  const logged = orderMetrics(lab.metrics).filter((name) => rows.some((row) => name in row.final_metrics));
   return [...new Set([...asked, ...logged])].slice(0, N_METRICS).map((name) => {
     const decimals = columnDecimals(rows.map((row) => row.final_metrics[name]));
     const isGoodHigh = lab.metrics.find((metric) => metric.metric_name === name)?.direction !== "minimize";
@@ -76,9 +75,10 @@ export class Grid {
     [this.head, this.body] = [el("thead"), el("tbody")];
     this.table = el("table", { class: "lab-grid", role: "grid", "aria-label": "Runs", "aria-multiselectable": "true",
       on: { click: (event) => this.click(event), keydown: (event) => this.key(event) } }, this.head, this.body);
-    this.scroller = el("div", { class: "lab-scroll", tabindex: "-1", on: { scroll: () => this.schedule() } }, this.table);
+    const scroll = () => this.schedule();
+    this.scroller = el("div", { class: "lab-scroll", tabindex: "-1", on: { scroll } }, this.table);
     this.body.addEventListener("focusin", ({ target }) => { this.at = Number(target.closest("tr").dataset.index); });
-    this.observer = new ResizeObserver(() => this.schedule());
+    this.observer = new ResizeObserver(scroll);
     this.observer.observe(this.scroller);
     root.append(this.scroller);
   }
@@ -97,8 +97,8 @@ export class Grid {
     const order = !sort ? null : this.sort === `-${sort}` ? "descending" : this.sort === sort ? "ascending" : "none";
     const text = [label, sub && el("small", {}, ` ${sub}`)];
     const arrow = el("span", { "aria-hidden": "true" }, { descending: " ↓", ascending: " ↑" }[order] ?? "");
-    return el("th", { scope: "col", "aria-sort": order, title: label, class: isNumber && "lab-num", data: { key, col: key },
-      style: { width: `${width}px` } }, sort ? button([text, arrow], { sort }, { tabindex: "-1" }) : text);
+    return el("th", { scope: "col", "aria-sort": order, title: label, class: isNumber && "lab-num",
+      data: { key, col: key }, style: { width: `${width}px` } }, sort ? button([text, arrow], { sort }, { tabindex: "-1" }) : text);
   }
 
   schedule() {
@@ -126,14 +126,13 @@ export class Grid {
   row(index) {
     const run = this.rows[index];
     const props = { "aria-rowindex": index + 2, tabindex: index === this.at ? "0" : "-1" };
-    if (!run) {
-      return el("tr", { ...props, data: { key: `row${index}`, index } }, el("td", { colspan: this.columns.length + 1 }, "…"));
-    }
+    const span = el("td", { colspan: this.columns.length + 1 }, "…");
+    if (!run) return el("tr", { ...props, data: { key: `row${index}`, index } }, span);
     const isSelected = slotOf(this.selection, run.run_id) >= 0;
     const tick = el("input", { type: "checkbox", tabindex: "-1", checked: isSelected,
       "aria-label": `Select run ${shortId(run.run_id)}` });
-    return el("tr", { ...props, "aria-selected": String(isSelected), data: { key: run.run_id, runId: run.run_id, index },
-      "aria-current": Boolean(this.open) && run.run_id.startsWith(this.open) && "true" },
+    return el("tr", { ...props, "aria-selected": String(isSelected),
+      data: { key: run.run_id, runId: run.run_id, index }, "aria-current": Boolean(this.open) && run.run_id.startsWith(this.open) && "true" },
     el("td", { class: "lab-tick" }, tick, slotMark(this.selection, run.run_id)),
     this.columns.map((column) => this.cell(run, column)));
   }
@@ -158,7 +157,8 @@ export class Grid {
   key(event) {
     if (event.altKey || event.ctrlKey || event.metaKey) return;
     const page = Math.floor(this.scroller.clientHeight / this.rowHeight) - 1;
-    const moves = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: page, PageUp: -page, Home: -this.total, End: this.total };
+    const moves = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: page, PageUp: -page,
+      Home: -this.total, End: this.total };
     const { key, shiftKey } = event;
     if (this.head.contains(event.target)) {
       if (!this.headKey(key)) return;

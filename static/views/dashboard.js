@@ -1,8 +1,7 @@
 /** The home view: what runs, what is best, what happened lately. */
 import { getRun, leaderboard, listRuns } from "../api.js";
 import { ChartGroup } from "../chart.js";
-import { card, delegate, el, listTable, message, render } from "../dom.js";
-import { option } from "../filter.js";
+import { card, delegate, el, listTable, message, option, render } from "../dom.js";
 import { ago, columnDecimals, count, differingParams, fixed, flatten, lastLine, num, orderMetrics, param, refOf,
   shortId } from "../format.js";
 import { durationOf, statusOf, when } from "../table.js";
@@ -17,7 +16,7 @@ export function create(app, root) {
     onPick: ({ runs }, index) => app.go("runs", { run: refOf(runs[index].run_id) }) });
 
   const board = () => ({
-    metric_name: app.query.metric ?? orderMetrics(app.lab.metrics)[0]?.metric_name,
+    metric_name: app.query.metric ?? orderMetrics(app.lab.metrics)[0],
     order: app.query.order in ORDERS ? app.query.order : "best",
     top_k: Math.min(100, Math.max(1, parseInt(app.query.top, 10) || 10)),
   });
@@ -114,7 +113,7 @@ function tiles(app) {
 }
 
 function liveCard(app, metric) {
-  const heads = ["Run", "Experiment", "Model", ["Epoch", "num"], [metric ?? "metric", "num"], ["Elapsed", "num"], "Last sign"];
+  const heads = ["Run", "Experiment", "Model", ...["Epoch", metric, "Elapsed"].map((head) => [head, "num"]), "Last sign"];
   return card("Running now", null, listTable("Running now", heads, app.running.map((run) => {
     const params = flatten(run.params);
     const planned = params.n_epochs ?? params.epochs;
@@ -127,7 +126,7 @@ function liveCard(app, metric) {
 function controls(lab, asked) {
   const pick = (name, value, label, options) => el("label", {}, `${label} `,
     el("select", { value, data: { change: "board", name } }, options));
-  const known = orderMetrics(lab.metrics).map((metric) => metric.metric_name);
+  const known = orderMetrics(lab.metrics);
   const names = known.includes(asked.metric_name) ? known : [asked.metric_name ?? "", ...known];
   const sizes = [...new Set([5, 10, 20, 50, asked.top_k])].sort((a, b) => a - b);
   return el("form", { class: "lab-filters", data: { submit: "none" } },

@@ -1,7 +1,8 @@
 /** One run: as the panel beside the table, and as a page of its own (#/run?id=...). */
 import { curves, deleteRun, getRun, setNote } from "../api.js";
 import { ChartGroup, toSeries } from "../chart.js";
-import { button, confirmed, delegate, el, errorBox, listTable, message, render, toast } from "../dom.js";
+import { button, chartsBox, confirmed, delegate, el, errorBox, isSave, listTable, message, muted, render,
+  toast } from "../dom.js";
 import { bytes, flatten, lastLine, num, param, refOf, shortId, slotOf } from "../format.js";
 import { durationOf, slotMark, statusOf, when } from "../table.js";
 
@@ -14,26 +15,29 @@ export function create(app, root, onClose = null) {
   let group = null;
   const asked = () => app.query.run ?? app.query.id ?? "";
 
-  async function fetchCurves() {
-    const [from, to] = group.range ?? [];
-    state.curves = (await curves([state.run.run_id], { max_points: MAX_POINTS, from, to })).curves;
-  }
-
   async function load() {
     const ref = asked();
     group?.keep();
+    group = new ChartGroup({ isLog: app.query.log === "y", onRange: () => fetchCurves().then(draw) });
     Object.assign(state, { run: null, curves: [], isEditing: false, noteError: "" });
-    group = new ChartGroup({ isLog: app.query.log === "y", onRange: zoomed });
     const run = await getRun(ref);
     if (ref !== asked()) return;
     state.run = run;
     await fetchCurves();
   }
 
-  /** A zoom into a downsampled curve reads that window again, at full resolution. */
-  async function zoomed() {
-    await fetchCurves();
-    draw();
+  /** Read the window that is shown; a zoom into a downsampled curve so gets its full resolution. */
+  async function fetchCurves() {
+    const [from, to] = group.range ?? [];
+    state.curves = (await curves([state.run.run_id], { max_points: MAX_POINTS, from, to })).curves;
+  }
+
+  const closer = () => onClose
+    && button("×", { act: "close", key: "close" }, { class: "lab-close", "aria-label": "Close the run" });
+
+  function drawError(error) {
+    render(root, closer(), error.status !== 404 ? errorBox(error) : message("error", `No run ${asked()} in this lab`,
+      el("p", {}, error.message), el("a", { href: app.href("runs") }, "Show all runs")));
   }
 
   function draw() {
@@ -43,61 +47,45 @@ export function create(app, root, onClose = null) {
     render(root, closer(), el("article", { class: "lab-run", data: { key: run.run_id, run: run.run_id } },
       el("h2", {}, slotMark(app.selection, run.run_id), run.model_name ?? run.experiment_name ?? "Run", " ",
         el("code", { title: run.run_id }, shortId(run.run_id))),
-      el("div", { class: "lab-row", data: { key: "status" } }, statusOf(run.status), actions()),
-      failure(run), noteEditor(), context(app, run),
-      section("Curves", curveCharts(run)), section("Metrics", metricsTable(run)), section("Params", facts("params", params)),
+      el("div", { class: "lab-row", data: { key: "status" } }, statusOf(run.status),
+        actions(run, slotOf(app.selection, run.run_id) >= 0)),
+      failure(run), noteEditor(run.note ?? ""), context(app, run), section("Curves", curveCharts(run)),
+      section("Metrics", metricsTable(run)), section("Params", facts("params", params)),
       run.artifact_files.length > 0 && section("Artifacts", artifacts(run)), environment(run)));
   }
 
-  const closer = () => onClose
-    && button("×", { act: "close", key: "close" }, { class: "lab-close", "aria-label": "Close the run" });
+  const actions = ({ run_id: runId }, isIn) => [
+    button(isIn ? "Selected" : "Select", { act: "pick" }, { "aria-pressed": String(isIn) }),
+    button("Copy id", { copy: runId }),
+    onClose && el("a", { class: "lab-button", href: app.href("run", { id: refOf(runId) }) }, "Open as page"),
+    button("Delete", { act: "trash" }, { class: "lab-danger" })];
 
-  function drawError(error) {
-    render(root, closer(), error.status !== 404 ? errorBox(error)
-      : message("error", `No run ${asked()} in this lab`, el("p", {}, error.message),
-        el("a", { href: app.href("runs") }, "Show all runs")));
-  }
-
-  function actions() {
-    const { run } = state;
-    const isIn = slotOf(app.selection, run.run_id) >= 0;
-    return [button(isIn ? "Selected" : "Select", { act: "pick" }, { "aria-pressed": String(isIn) }),
-      button("Copy id", { copy: run.run_id }),
-      onClose && el("a", { class: "lab-button", href: app.href("run", { id: refOf(run.run_id) }) }, "Open as page"),
-      button("Delete", { act: "trash" }, { class: "lab-danger" })];
-  }
-
-  function noteEditor() {
-    const { run: { note }, isEditing, noteError } = state;
-    if (!isEditing) {
+  function noteEditor(note) {
+    const text = el("span", { class: note ? null : "lab-muted" }, note || "Add a note");
+    if (!state.isEditing) {
       return el("div", { class: "lab-note", data: { key: "note" } },
-        button(el("span", { class: note ? null : "lab-muted" }, note || "Add a note"), { act: "edit" },
-          { "aria-label": `Edit note: ${note || "none yet"}` }));
+        button(text, { act: "edit" }, { "aria-label": `Edit note: ${note || "none yet"}` }));
     }
     return el("div", { class: "lab-note", data: { key: "editor" } },
-      el("textarea", { rows: "3", maxlength: "10000", "aria-label": "Note", "aria-invalid": noteError && "true",
-        value: note ?? "", data: { keydown: "note" } }),
+      el("textarea", { rows: "3", maxlength: "10000", "aria-label": "Note", value: note, data: { keydown: "note" },
+        "aria-invalid": state.noteError && "true" }),
       el("div", { class: "lab-row" }, button("Save", { act: "save" }, { class: "lab-primary" }),
         button("Cancel", { act: "cancel" }), el("small", { class: "lab-muted" }, "Enter saves, Esc restores")),
-      noteError && el("p", { role: "alert", class: "lab-bad" }, noteError));
+      state.noteError && el("p", { role: "alert", class: "lab-bad" }, state.noteError));
   }
 
   function curveCharts(run) {
     const pairs = mergedPairs(state.curves.filter((curve) => curve.n_points > 0));
-    if (!pairs.length) return el("p", { class: "lab-muted" }, `No point logged${run.status === "running" ? " yet" : ""}.`);
+    if (!pairs.length) return muted("No point logged", run.status === "running" && " yet", ".");
     group.keep(pairs.map((pair) => pair.name));
     const slot = slotOf(app.selection, run.run_id);
-    const figures = pairs.map(({ name, title, lines }) => {
-      const direction = run.metrics.find((metric) => metric.metric_name === name)?.direction;
+    const look = ({ curve, isDashed }) => ({ label: curve.metric_name, slot: slot < 0 ? "accent" : slot, isDashed });
+    return chartsBox(group.isLog, pairs.map(({ name, title, lines }) => {
+      const { direction } = run.metrics.find((metric) => metric.metric_name === name) ?? {};
       const chart = group.chart(name, { title, direction, labelName: "metric" });
-      chart.setSeries(lines.map(({ curve, isDashed }) =>
-        toSeries(curve, { label: curve.metric_name, slot: slot < 0 ? "accent" : slot, isDashed })));
+      chart.setSeries(lines.map((line) => toSeries(line.curve, look(line))));
       return chart.figure;
-    });
-    return [el("div", { class: "lab-row", data: { key: "tools" } },
-      el("label", {}, el("input", { type: "checkbox", checked: group.isLog, data: { change: "log" } }), " log y"),
-      el("small", { class: "lab-muted" }, "drag to zoom, double-click to reset")),
-    el("div", { class: "lab-charts", data: { key: "charts" } }, figures)];
+    }));
   }
 
   function edit(isEditing) {
@@ -107,9 +95,10 @@ export function create(app, root, onClose = null) {
   }
 
   async function save() {
+    const { run } = state;
     try {
-      const { note } = await setNote(state.run.run_id, root.querySelector("textarea").value.trim() || null);
-      state.run = { ...state.run, note };
+      const { note } = await setNote(run.run_id, root.querySelector("textarea").value.trim() || null);
+      Object.assign(run, { note });
       edit(false);
       toast("Note saved");
     } catch (error) {
@@ -137,11 +126,10 @@ export function create(app, root, onClose = null) {
     pick: () => app.pick(state.run.run_id) });
   delegate(root, "change", { log: (target) => app.change({ log: target.checked ? "y" : "" }) });
   delegate(root, "keydown", { note: (target, event) => {
-    if (event.key === "Escape") edit(false);
-    else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) save();
-    else return;
+    if (!isSave(event) && event.key !== "Escape") return;
     event.preventDefault();
-    event.stopPropagation();
+    if (isSave(event)) save();
+    else edit(false);
   } });
 
   return {
@@ -149,23 +137,18 @@ export function create(app, root, onClose = null) {
       group?.set({ isLog: app.query.log === "y" });
       if (state.run && refOf(state.run.run_id) === refOf(asked())) return draw();
       if (!root.childNodes.length) render(root, message("loading", "Loading the run"));
-      try {
-        await load();
-        draw();
-      } catch (error) {
-        drawError(error);
-      }
-      return undefined;
+      return load().then(draw, drawError);
     },
     async tick(isFull) {
       const { run } = state;
       if (!run || (run.status !== "running" && !isFull)) return;
       const fresh = await getRun(run.run_id);
-      if (state.run?.run_id !== fresh.run_id) return;
+      if (state.run !== run) return;
       state.run = fresh;
       if (run.status === "running") await fetchCurves();
       draw();
     },
+    runId: () => state.run?.run_id,
     close: () => { group?.keep(); state.run = null; },
   };
 }
@@ -173,70 +156,67 @@ export function create(app, root, onClose = null) {
 const section = (title, ...children) => el("section", { data: { key: title } }, el("h3", {}, title), children);
 
 function facts(key, pairs) {
-  if (!pairs.length) return el("p", { class: "lab-muted" }, "None recorded.");
-  return el("table", { class: "lab-facts", data: { key, table: key } }, el("tbody", {}, pairs.map(([name, value]) =>
-    el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value)))));
+  const rows = pairs.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value)));
+  const table = () => el("table", { class: "lab-facts", data: { key, table: key } }, el("tbody", {}, rows));
+  return rows.length ? table() : muted("None recorded.");
 }
 
-function failure(run) {
-  if (!run.error && run.status !== "killed") return null;
+function failure({ error, status }) {
+  if (!error && status !== "killed") return null;
   return el("div", { class: "lab-failure", data: { key: "failure" } },
-    el("b", {}, run.error ? lastLine(run.error) : "Killed: the process went away without a word."),
-    run.error && el("details", {}, el("summary", {}, "Traceback"), el("pre", { tabindex: "0" }, run.error)));
+    el("b", {}, error ? lastLine(error) : "Killed: the process went away without a word."),
+    error && el("details", {}, el("summary", {}, "Traceback"), el("pre", { tabindex: "0" }, error)));
 }
 
 function context(app, run) {
   const runLink = (id) => el("a", { href: app.href("run", { id: refOf(id) }) }, shortId(id), " ");
-  const pairs = { Model: run.model_name, Dataset: run.dataset_id, Task: run.task_name, Host: run.hostname,
-    Experiment: run.experiment_name
-      && el("a", { href: app.href("runs", { experiment_name: run.experiment_name }) }, run.experiment_name),
-    Started: run.timestamp && when(run.timestamp), Duration: durationOf(run),
-    Git: run.git_hash && [el("code", { title: run.git_hash }, run.git_hash.slice(0, 10)), run.git_diff && " + changes"],
+  const { experiment_name, git_hash: hash, command } = run;
+  const pairs = { Experiment: experiment_name && el("a", { href: app.href("runs", { experiment_name }) }, experiment_name),
+    Model: run.model_name, Dataset: run.dataset_id, Task: run.task_name,
+    Started: run.timestamp && when(run.timestamp), Duration: durationOf(run), Host: run.hostname,
+    Git: hash && [el("code", { title: hash }, hash.slice(0, 10)), run.git_diff && " + uncommitted changes"],
     Parent: run.parent_run_id && runLink(run.parent_run_id),
-    Nested: run.child_run_ids?.length > 0 && run.child_run_ids.map(runLink),
-    Command: run.command && el("span", { class: "lab-command" }, el("code", {}, run.command),
-      button("Copy", { copy: run.command }, { "aria-label": "Copy the command" })) };
+    Nested: run.child_run_ids.length > 0 && run.child_run_ids.map(runLink),
+    Command: command && el("span", { class: "lab-command" }, el("code", {}, command),
+      button("Copy", { copy: command }, { "aria-label": "Copy the command" })) };
   return facts("context", Object.entries(pairs).filter(([, value]) => value));
 }
 
 /** Each metric's first, best (with its place), last and final value. */
 function metricsTable({ metrics }) {
-  if (!metrics.length) return el("p", { class: "lab-muted" }, "None recorded.");
   const best = (metric) => {
     const which = metric.direction === "minimize" ? "min" : "max";
     const [epoch, step] = [metric[`${which}_epoch`], metric[`${which}_step`]];
-    const place = epoch !== null ? ` @ epoch ${epoch}` : step !== null ? ` @ step ${step}` : "";
+    const place = epoch !== null ? ` @ epoch ${epoch}` : step !== null && ` @ step ${step}`;
     return el("span", {}, num(metric[`${which}_value`]), el("small", {}, place));
   };
   const heads = ["Metric", ...["First", "Best", "Last", "Final"].map((head) => [head, "num"])];
-  return listTable("Metrics", heads, metrics.map((metric) => ({ key: metric.metric_name, metric: metric.metric_name,
-    cells: [metric.metric_name, num(metric.first_value), best(metric), num(metric.last_value),
-      el("b", { title: metric.is_returned ? "returned by the run" : "last logged" }, num(metric.value))] })));
+  const rows = metrics.map((metric) => ({ key: metric.metric_name, metric: metric.metric_name, cells: [
+    metric.metric_name, num(metric.first_value), best(metric), num(metric.last_value),
+    el("b", { title: metric.is_returned ? "returned by the run" : "last logged" }, num(metric.value))] }));
+  return rows.length ? listTable("Metrics", heads, rows) : muted("None recorded.");
 }
 
-function artifacts({ artifact_files: files }) {
-  return el("ul", { class: "lab-plain" }, files.map((file) => {
-    const name = file.path.split(/[\\/]/).pop();
-    return el("li", { data: { key: file.index }, title: file.path },
-      file.exists ? el("a", { href: file.url, download: true }, name) : name,
-      file.exists ? el("small", { class: "lab-muted" }, ` ${file.kind} ${bytes(file.size_bytes)}`)
-        : el("small", { class: "lab-warn" }, " missing on this machine"));
-  }));
-}
+const artifacts = ({ artifact_files: files }) => el("ul", { class: "lab-plain" }, files.map((file) => {
+  const name = file.path.split(/[\\/]/).pop();
+  const about = file.exists ? ` ${file.kind} ${bytes(file.size_bytes)}` : " missing on this machine";
+  return el("li", { data: { key: file.index }, title: file.path }, file.exists
+    ? el("a", { href: file.url, download: true }, name) : name, el("small", { class: !file.exists && "lab-warn" }, about));
+}));
 
-function environment(run) {
-  const device = Object.entries(flatten(run.device_info)).map(([name, value]) => [name, param(value)]);
+function environment({ device_info: device, python_version: python, cwd, pip_freeze: packages, git_diff: patch }) {
+  const known = Object.entries(flatten(device)).map(([name, value]) => [name, param(value)]);
   const fold = (title, body) => el("details", { data: { key: title } }, el("summary", {}, title), body);
   return section("Environment",
-    facts("device", [["Python", run.python_version], ["Directory", run.cwd], ...device].filter(([, value]) => value)),
-    run.pip_freeze && fold("Packages", el("pre", { tabindex: "0" }, run.pip_freeze)),
-    run.git_diff && fold("Uncommitted changes", diff(run.git_diff)));
+    facts("device", [["Python", python], ["Directory", cwd], ...known].filter(([, value]) => value)),
+    packages && fold("Packages", el("pre", { tabindex: "0" }, packages)),
+    patch && fold("Uncommitted changes", diff(patch)));
 }
 
 /** A unified diff, its lines coloured by what their first characters say. */
 function diff(text) {
-  const kind = (line) => (/^(\+\+\+|---|diff |index |@@)/.test(line) ? "about"
-    : { "+": "added", "-": "removed" }[line[0]]);
+  const isAbout = (line) => /^(\+\+\+|---|diff |index |@@)/.test(line);
+  const kind = (line) => (isAbout(line) ? "about" : { "+": "added", "-": "removed" }[line[0]]);
   return el("pre", { class: "lab-diff", tabindex: "0" }, text.split("\n").slice(0, MAX_DIFF_LINES)
     .map((line) => el("span", { data: { line: kind(line) } }, `${line}\n`)));
 }

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { mergedPairs } from "../../static/chart.js";
+import { mergedPairs } from "../../static/views/run.js";
 import { chipsOf, filtersOf, nextSort, sortOf } from "../../static/filter.js";
 import { columnsFor } from "../../static/table.js";
 import { search } from "../../static/api.js";

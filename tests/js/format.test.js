@@ -24,7 +24,7 @@ test("a param is shown as typed, and missing, null, empty and text differ", () =
 
 test("durations and ages take their largest units", () => {
   assert.deepEqual([0.416, 12.4, 185, 7620, 273600, null].map(format.duration),
-    ["0.42 s", "12 s", "3 m 05 s", "2 h 07 m", "3 d 4 h", "–"]);
+    ["0.42 s", "12 s", "3 m 05 s", "2 h 07 m", "3 d 04 h", "–"]);
   const now = Date.parse("2026-11-24T12:00:00Z");
   assert.equal(format.ago("2026-11-24T11:59:58.000000Z", now), "just now");
   assert.equal(format.ago("2026-11-24T11:59:20.000000Z", now), "40 s ago");
@@ -66,7 +66,7 @@ test("nested params are flattened, and only those that differ are named", () => 
 
 test("the first metric is accuracy, then what was validated, training last", () => {
   const metric = (metric_name, n_runs) => ({ metric_name, n_runs });
-  const order = (...metrics) => format.orderMetrics(metrics).map((m) => m.metric_name);
+  const order = (...metrics) => format.orderMetrics(metrics);
   assert.deepEqual(order(metric("train_loss", 9), metric("val_loss", 5), metric("accuracy", 2)), ["accuracy", "val_loss", "train_loss"]);
   assert.deepEqual(order(metric("reward", 3), metric("steps", 8)), ["steps", "reward"]);
 });
