@@ -68,7 +68,7 @@ def read_dotenv() -> tuple[str | None, dict[str, str]]:
         while folder != child:
             path = os.path.join(folder, ".env")
             if os.path.isfile(path):
-                with open(path, encoding="utf-8", errors="replace") as lines:
+                with open(path, encoding="utf-8-sig", errors="replace") as lines:
                     matches = [re.match(pair, line.rstrip("\n")) for line in lines]
                 return path, {m[1]: m[2] or m[3] or m[4] or "" for m in matches if m}
             folder, child = os.path.dirname(folder), folder
@@ -600,7 +600,8 @@ def drain_all(conn, db_path: str) -> list[str]:
                 _remove(journal["path"])
         except FileNotFoundError:
             continue                              # another process has just taken it in
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError, TypeError, AttributeError,
+                OverflowError) as error:          # one odd journal hides no other
             problems.append(f"the journal {journal['path']!r} is kept: it could not be taken in "
                             f"({error})")
     return problems
@@ -630,6 +631,7 @@ class _Drainer:
         self.db_path = db_path
         self.lock = threading.RLock()
         self.conn: Any = None
+        self.file: tuple | None = None            # which file the connection is of
         self.runs: dict[str, Run] = {}
         self.is_healthy, self.is_busy = True, False
         self.is_closing = threading.Event()
@@ -655,7 +657,13 @@ class _Drainer:
         return False                              # a broken store: drain_live() speaks of it
 
     def _connection(self, wait_s: float):
-        self.conn = self.conn or connect(self.db_path, timeout_s=wait_s)
+        if self.conn is not None and self.file != _file_key(self.db_path):
+            _warn(("gone", self.db_path), f"the lab {self.db_path!r} was removed or replaced while "
+                  "runs were alive: they go whole into the one that is there now")
+            self.disconnect()
+        if self.conn is None:
+            self.conn = connect(self.db_path, timeout_s=wait_s)
+            self.file = _file_key(self.db_path)
         self.conn.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
         return self.conn
 
@@ -692,6 +700,9 @@ class _Drainer:
                     _remove(run.path)
                     self.runs.pop(run.run_id, None)
                 run.taken_in = size
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:   # no store's fault
+            self.runs.pop(run.run_id, None)
+            _warn(run.path, f"the journal {run.path!r} is kept: it cannot be taken in ({error!r})")
         except FileNotFoundError as error:
             self.runs.pop(run.run_id, None)
             if not run.is_over:                   # an ended one was taken in by another process
@@ -715,6 +726,14 @@ class _Drainer:
         if self.lock.acquire(timeout=1):
             self.disconnect()
             self.lock.release()
+
+
+def _file_key(path: str) -> tuple | None:
+    try:
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+    except OSError:
+        return None
 
 
 _drainers: dict[str, _Drainer] = {}
@@ -764,7 +783,7 @@ class Run:
     ends it with). Its methods never raise for a fault of the lab: they warn once on stderr.
     """
 
-    def __init__(self, columns: dict, params: dict, db_path: str | None) -> None:
+    def __init__(self, columns: dict, params: Any, db_path: str | None) -> None:
         import uuid
         self.run_id = str(uuid.uuid4())           # from the system: no seed makes it twice
         self.is_over, self.taken_in, self.result = False, 0, None
@@ -778,10 +797,12 @@ class Run:
             _warn(("begin", repr(error)), f"a run goes unrecorded: it did not begin ({error!r})")
             self._leave("it could not be begun")
 
-    def _begin(self, columns: dict, params: dict, db_path: str | None) -> None:
+    def _begin(self, columns: dict, params: Any, db_path: str | None) -> None:
         self.db_path = default_db_path() if not db_path else os.path.abspath(
             os.path.expanduser(db_path))
         facts, parent, cwd = _facts(), _current.get(), None
+        columns = {name: None if value is None else _text(str(value))
+                   for name, value in columns.items()}
         self._began, self._t = time.monotonic(), time.time()
         with contextlib.suppress(OSError):        # it was deleted
             cwd = _text(os.getcwd())
@@ -791,12 +812,13 @@ class Run:
             "dataset_id": columns.get("dataset_id") or setting("DATASET_ID")[0] or None,
             "command": launch_command(), "python_version": sys.version.split()[0],
             "hostname": host_name(), "pid": os.getpid(), "process_key": process_key(), "cwd": cwd,
-            "params_json": _dumps(params), "parent_run_id": parent.run_id if parent else None}})
+            "params_json": _dumps(_params(params)),
+            "parent_run_id": parent.run_id if parent else None}})
         if self._fd >= 0:
             self._drainer = _drainer(self.db_path)
             self._drainer.runs[self.run_id] = self
         if setting("WANDB_PROJECT")[0]:
-            self._start_wandb(columns.get("experiment_name"), params)
+            self._start_wandb(columns.get("experiment_name"), _params(params))
 
     def _open_journal(self) -> None:
         errors, flags = [], os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY
@@ -888,7 +910,11 @@ class Run:
 
     def note(self, text: str) -> None:
         """Set the run's note, such as "PUBLISH: best so far"."""
-        self._append({"t": time.time(), "set": {"note": text and _text(str(text))}})
+        try:
+            note = None if text is None else _text(str(text))
+            self._append({"t": time.time(), "set": {"note": note}})
+        except Exception as error:  # noqa: BLE001  see log()
+            _warn(repr(error), f"the note was not recorded ({error!r})")
 
     def finish(self, result=None, *, error: BaseException | None = None) -> None:
         """End the run and take it into the store, within FINISH_WAIT_S where that is busy.
@@ -957,6 +983,16 @@ def _flatten(tree, prefix: str = "") -> dict:
     return flat
 
 
+def _params(value) -> dict:
+    """Give params as an object of JSON values: of a mapping, a namespace or a dataclass."""
+    tree: Any = {}
+    with contextlib.suppress(Exception):          # an object's own methods may raise anything
+        tree = {} if value is None else _children(value)
+    if not isinstance(tree, dict):
+        tree = {"params": value}
+    return {_text(str(name)): jsonable(item, str(name)) for name, item in tree.items()}
+
+
 def _as_float(value) -> float | None:
     """Turn a number of any library into a float; None for text, lists and objects."""
     try:
@@ -1003,22 +1039,26 @@ def _split_result(result) -> tuple[dict[str, float], list, list[dict]]:
     elif hasattr(artifacts, "values"):
         artifacts = list(artifacts.values())
     if hasattr(history, "items"):                 # Keras: {"loss": [0.5, 0.4], ...}
-        history = [{"epoch": i + 1, **dict(zip(history, values, strict=True))}
-                   for i, values in enumerate(zip(*history.values(), strict=False))]
+        columns = {name: list(values) for name, values in history.items()
+                   if isinstance(values, (list, tuple)) or getattr(values, "ndim", None) == 1}
+        history = [{"epoch": i + 1, **{name: values[i] for name, values in columns.items()
+                                       if i < len(values)}}
+                   for i in range(max(map(len, columns.values()), default=0))]
     finals = {_text(str(name)): _as_float(value) for name, value in _flatten(metrics).items()
               if not isinstance(value, bool)}
     return ({name: value for name, value in finals.items() if value is not None},
             list(artifacts) if isinstance(artifacts, (list, tuple, set)) else [],
-            [dict(row) for row in history] if isinstance(history, (list, tuple)) else [])
+            [dict(row) for row in history if hasattr(row, "items")]
+            if isinstance(history, (list, tuple)) else [])
 
 
 def start_run(experiment_name: str | None = None, *, model_name: str | None = None,
               task_name: str | None = None, dataset_id: str | None = None, note: str | None = None,
-              params: dict | None = None, db_path: str | None = None) -> Run:
+              params: Any = None, db_path: str | None = None) -> Run:
     """Begin a run where a decorator does not fit: `with start_run("iris", params={...}):`."""
     return Run({"experiment_name": experiment_name, "model_name": model_name,
                 "task_name": task_name, "dataset_id": dataset_id, "note": note},
-               jsonable(dict(params or {})), db_path)
+               params, db_path)
 
 
 def _run(caller: str) -> Run | None:
@@ -1087,7 +1127,7 @@ def _decorate(function, columns: dict, db_path: str | None):
 
     def begin(args, kwargs) -> Run:
         params = _bound(signature, args, kwargs)
-        named = {name: _text(str(params[name])) for name in columns
+        named = {name: params[name] for name in columns
                  if name != "note" and params.get(name) is not None}
         return Run({**columns, **named}, params, db_path)
 
@@ -1098,18 +1138,18 @@ def _decorate(function, columns: dict, db_path: str | None):
 
 
 def _bound(signature, args: tuple, kwargs: dict) -> dict:
-    """Give a call's params as JSON values: bound arguments, defaults included, `self` left out."""
+    """Give a call's params: bound arguments, defaults included, `self` left out."""
     try:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
     except (TypeError, AttributeError):           # the call itself will say what is wrong
-        return jsonable(kwargs)
+        return kwargs
     params = {}
     for position, (name, value) in enumerate(bound.arguments.items()):
         if signature.parameters[name].kind is signature.parameters[name].VAR_KEYWORD:
-            params.update(jsonable(value))
+            params.update(value)
         elif position or name not in ("self", "cls"):
-            params[name] = jsonable(value, name)
+            params[name] = value
     return params
 
 

@@ -181,6 +181,10 @@ def test_params_are_stored_as_they_were_at_the_call(db_path):
     }
 
 
+def repr_or_type(value):
+    return type(value).__name__
+
+
 class Hostile:
     """Raises whatever is done to it."""
 
@@ -794,3 +798,89 @@ def test_wandb_mirrors_params_points_and_finals(db_path, monkeypatch):
         ("finish", 0),
     ]
     assert only_run(db_path)["wandb_url"] == "https://wandb.example/run"
+
+
+# --- Odd input ----------------------------------------------------------------
+
+def test_more_keyword_arguments_than_anyone_needs_are_all_recorded(db_path):
+    names = {f"p{i}": i for i in range(1500)}
+    log_run(lambda **kw: None)(**names)
+    start_run("e", params=names).finish()
+    for row in rows(db_path, "SELECT params_json FROM runs"):
+        assert json.loads(row["params_json"]) == names
+
+
+@pytest.mark.parametrize(
+    "history", [[0.5, 0.4], {"lr": 0.1, "loss": [3, 2]}, {"loss": 3}, 7, [None], {"loss": []}]
+)
+def test_history_of_an_odd_shape_never_costs_the_end_of_a_run(db_path, history):
+    log_run(lambda: {"accuracy": 0.9, "history": history})()
+    run = only_run(db_path)
+    assert (run["status"], run["final_metrics_json"]) == ("finished", '{"accuracy":0.9}')
+    if isinstance(history, dict) and history.get("lr"):
+        assert points(db_path, "loss") == [(1, 3.0), (2, 2.0)]
+
+
+def test_history_columns_of_unequal_length_lose_no_point(db_path):
+    log_run(lambda: {"history": {"loss": [3, 2, 1], "val": [5]}})()
+    assert points(db_path, "loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert points(db_path, "val") == [(1, 5.0)]
+
+
+@pytest.mark.parametrize("name", [2**70, ["a"], Path("d/x.csv"), 3.5])
+def test_name_that_is_no_text_is_stored_as_text(db_path, name):
+    with start_run(name, dataset_id=name):
+        log(loss=1)
+    run = only_run(db_path)
+    assert (run["experiment_name"], run["dataset_id"]) == (str(name), str(name))
+    assert len(points(db_path, "loss")) == 1
+
+
+@pytest.mark.parametrize(
+    "params", [SimpleNamespace(lr=1), Path("x"), 3, [1, 2], Hostile(), None], ids=repr_or_type
+)
+def test_start_run_takes_any_params(db_path, params):
+    start_run("e", params=params).finish()
+    assert isinstance(json.loads(only_run(db_path)["params_json"]), dict)
+
+
+def test_note_that_cannot_be_text_is_a_warning(db_path, capfd):
+    class NoText:
+        def __str__(self):
+            raise RuntimeError("no text for you")
+
+    with start_run("e"):
+        note(NoText())
+        note(3)
+    assert only_run(db_path)["note"] == "3"
+    assert "the note was not recorded" in capfd.readouterr().err
+
+
+def test_lab_deleted_under_a_live_run_takes_it_in_whole_when_made_again(db_path, capfd):
+    with start_run("e") as run:
+        run.log(epoch=1, loss=1)
+        assert run._drainer.drain_live(5.0)
+        for end in ("", "-wal", "-shm"):
+            Path(db_path + end).unlink(missing_ok=True)
+        run.log(epoch=2, loss=2)
+    assert points(db_path, "loss") == [(1, 1.0), (2, 2.0)]
+    assert "was removed or replaced while runs were alive" in capfd.readouterr().err
+
+
+def test_journal_that_cannot_be_taken_in_hides_no_other(db_path, capfd):
+    os.makedirs(db_path + ".journals")
+    for name, points_of in (("bad", 5), ("good", {"loss": 1})):
+        head = {"v": 1, "t": 1.0, "set": {"status": "finished", "timestamp": lab_logger.utc(1.0)}}
+        lines = [json.dumps(head), json.dumps({"t": 1.0, "m": points_of})]
+        Path(db_path + ".journals", name + ".jsonl").write_text("\n".join(lines) + "\n")
+    conn = lab_logger.connect(db_path)
+    (problem,) = lab_logger.drain_all(conn, db_path)
+    conn.close()
+    assert "bad.jsonl" in problem and "is kept" in problem
+    assert [row["run_id"] for row in rows(db_path, "SELECT run_id FROM runs")] == ["good"]
+
+
+def test_dotenv_may_begin_with_a_byte_order_mark(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_bytes(b"\xef\xbb\xbfPROJECT_NAME=mine\n")
+    monkeypatch.chdir(tmp_path)
+    assert lab_logger.setting("PROJECT_NAME")[0] == "mine"
