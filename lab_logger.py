@@ -267,7 +267,7 @@ def git_info(deadline: float) -> dict[str, str | None]:
     diff = git("diff", "--no-ext-diff", "--no-textconv", "--no-color", *([head] if head else []),
                "--", ".", ":(exclude,glob)**/.env*", at=root)
     for name in git("ls-files", "--others", "--exclude-standard", "-z", at=root).split(b"\0"):
-        if name and len(diff) <= MAX_DIFF_BYTES:
+        if name and len(diff) <= MAX_DIFF_BYTES and time.monotonic() < deadline:
             diff += _untracked_diff(root, name)
     text = diff[:MAX_DIFF_BYTES].decode("utf-8", "replace")
     if len(diff) > MAX_DIFF_BYTES:
@@ -349,7 +349,8 @@ def _facts() -> dict:
 def launch_command() -> str:
     """The command line that started this process, quoted for a shell, secrets replaced by ***."""
     import shlex
-    argv, full = list(sys.argv), list(getattr(sys, "orig_argv", sys.argv))
+    argv = [str(word) for word in sys.argv] or [""]
+    full = list(getattr(sys, "orig_argv", argv))
     module = full[full.index("-m") + 1:][:1] if "-m" in full else ["\0"]
     if not (full[-len(argv):] == argv or argv[0] in ("", "-c")
             or module[0].rpartition(".")[2] in argv[0]):
@@ -376,7 +377,12 @@ def is_secret(name: str) -> bool:
 
 
 def _hide_in_url(text: str) -> str:
-    return re.sub(r"(://[^/\s:@]*:)[^/\s@]+@", r"\1***@", text) if "://" in text else text
+    if "://" not in text:
+        return text
+    text = re.sub(r"(https?://)[^/\s:@]+@", r"\1***@", text)         # a token alone
+    text = re.sub(r"(://[^/\s:@]*:)[^/\s@]+@", r"\1***@", text)
+    return re.sub(r"([?&]([^=&\s]+)=)[^&#\s]+",
+                  lambda pair: pair[1] + "***" if is_secret(pair[2]) else pair[0], text)
 
 
 def process_key(pid: int | str = "self") -> str | None:
@@ -420,7 +426,7 @@ def jsonable(value, name: str = "", parents: tuple = ()):
             return _repr(value)
         tree, parents = _children(value), (*parents, id(value))
         if isinstance(tree, (dict, list)) and len(tree) > 1_000:
-            return f"<{type(value).__name__} of {len(tree)} items: {_repr(list(tree)[:3])} ...>"
+            return f"<{type(value).__name__} of {len(tree)} items>"
         if isinstance(tree, dict):
             return {_text(str(key)): jsonable(tree[key], str(key), parents) for key in tree}
         if isinstance(tree, list):
@@ -432,8 +438,8 @@ def jsonable(value, name: str = "", parents: tuple = ()):
 
 def _children(value):
     """Give an object's plain form: a dict, a list, a simpler value, or the object itself."""
-    if isinstance(value, dict):
-        return value
+    if isinstance(value, dict) or (_is_mapping(value) and hasattr(value, "__getitem__")):
+        return {key: value[key] for key in value.keys()}  # noqa: SIM118  not every mapping iterates so
     if isinstance(value, (list, tuple)):
         return list(value)
     if isinstance(value, (set, frozenset)):
@@ -502,8 +508,10 @@ def pending(db_path: str) -> list[dict]:
         with contextlib.suppress(OSError):        # no such folder, or not ours to read
             for entry in os.scandir(folder):
                 run_id, extension = os.path.splitext(entry.name)
-                if extension != ".jsonl":
+                if extension != ".jsonl" or not entry.is_file(follow_symlinks=False):
                     continue
+                if hasattr(os, "getuid") and place and entry.stat().st_uid != os.getuid():
+                    continue                      # /tmp is everybody's
                 with contextlib.suppress(OSError, ValueError, AttributeError):
                     with open(entry.path, "rb") as file:   # later folders are shared by all labs
                         if place > 0 and json.loads(file.readline()).get("db") != db_path:
@@ -544,16 +552,16 @@ def drain(conn, path: str) -> bool:
 
 
 def _parse(lines: list[bytes], path: str) -> list[dict]:
+    records = []
     try:                                          # one call for all: half the time of one for each
-        return json.loads(b"[" + b",".join(lines) + b"]")
+        records = json.loads(b"[" + b",".join(lines) + b"]")
     except ValueError:
-        records = []
         for line in lines:
             try:
                 records.append(json.loads(line))
             except ValueError:
                 _warn(path, f"a line of {path} is damaged and was left out: {line[:80]!r}")
-        return [record for record in records if isinstance(record, dict)]
+    return [record for record in records if isinstance(record, dict)]
 
 
 def _apply(conn, run_id: str, lines: list[bytes], path: str) -> None:
@@ -571,15 +579,16 @@ def _apply(conn, run_id: str, lines: list[bytes], path: str) -> None:
             columns.update(record.get("set", {}))
             if "artifact" in record:
                 artifacts.append(record["artifact"])
-    columns["heartbeat_at"] = utc(last_t)
+    if last_t:
+        columns["heartbeat_at"] = utc(last_t)
     if "status" not in columns:                   # more from a run once taken for dead: it lives
         conn.execute("UPDATE runs SET status = 'running', ended_at = NULL, duration_s = NULL "
                      "WHERE run_id = ? AND status = 'killed'", (run_id,))
-    names = [name for name in columns if name in _JOURNAL_COLUMNS]
+    names = [name for name in columns if name in _JOURNAL_COLUMNS] or ["heartbeat_at"]
     conn.execute(f"INSERT INTO runs (run_id, {', '.join(names)}) VALUES (?{', ?' * len(names)}) "
                  "ON CONFLICT (run_id) DO UPDATE SET "
                  + ", ".join(f"{name} = excluded.{name}" for name in names),
-                 (run_id, *(columns[name] for name in names)))
+                 (run_id, *(columns.get(name) for name in names)))
     for artifact in artifacts:
         conn.execute("UPDATE runs SET artifacts_json = json_insert(ifnull(artifacts_json, '[]'), "
                      "'$[#]', ?) WHERE run_id = ?", (artifact, run_id))
@@ -592,7 +601,6 @@ def drain_all(conn, db_path: str) -> list[str]:
 
     Returns: a sentence for each journal that could not be taken in; it is kept.
     """
-    import sqlite3
     problems = []
     for journal in pending(db_path):
         try:
@@ -600,8 +608,7 @@ def drain_all(conn, db_path: str) -> list[str]:
                 _remove(journal["path"])
         except FileNotFoundError:
             continue                              # another process has just taken it in
-        except (sqlite3.Error, OSError, ValueError, TypeError, AttributeError,
-                OverflowError) as error:          # one odd journal hides no other
+        except Exception as error:  # noqa: BLE001  one odd journal hides no other
             problems.append(f"the journal {journal['path']!r} is kept: it could not be taken in "
                             f"({error})")
     return problems
@@ -645,16 +652,18 @@ class _Drainer:
                 has_looked = self._take_in_others()
             is_beat = time.monotonic() - beat >= HEARTBEAT_EVERY_S
             for run in list(self.runs.values()):
-                run._write(_dumps({"t": time.time()}).encode() + b"\n" if is_beat else b"")
+                run._write(_dumps({"t": time.time()}).encode() + b"\n"
+                           if is_beat and not run.is_over else b"")
             beat = time.monotonic() if is_beat else beat
             self.drain_live(30.0)
 
     def _take_in_others(self) -> bool:
-        import sqlite3
-        with contextlib.suppress(StoreError, sqlite3.Error, OSError), self.lock:
-            drain_all(self._connection(5.0), self.db_path)
+        """Take in what dead processes left, beside the lock: a live run need not wait for it."""
+        with contextlib.suppress(Exception):      # a broken store: drain_live() speaks of it
+            with contextlib.closing(connect(self.db_path, timeout_s=5.0)) as conn:
+                drain_all(conn, self.db_path)
             return True
-        return False                              # a broken store: drain_live() speaks of it
+        return False
 
     def _connection(self, wait_s: float):
         if self.conn is not None and self.file != _file_key(self.db_path):
@@ -669,7 +678,6 @@ class _Drainer:
 
     def drain_live(self, wait_s: float, only: Run | None = None) -> bool:
         """Drain the live runs, or one; False when the store would not have it. Never raises."""
-        import sqlite3
         deadline = time.monotonic() + wait_s
         if not self.lock.acquire(timeout=wait_s):
             return False
@@ -677,7 +685,7 @@ class _Drainer:
             for run in [only] if only else list(self.runs.values()):
                 self._drain_run(run, max(0.0, deadline - time.monotonic()))
             self.is_healthy = True
-        except (StoreError, sqlite3.Error, OSError) as error:
+        except Exception as error:  # noqa: BLE001  whatever the store does, training goes on
             self.is_healthy = False
             self.is_busy = any(word in str(error) for word in ("locked", "busy"))
             if not self.is_busy:
@@ -719,9 +727,12 @@ class _Drainer:
         self.is_closing.set()
         deadline = time.monotonic() + wait_s
         while self.runs and time.monotonic() < deadline:
-            if not self.drain_live(max(0.1, deadline - time.monotonic())):
-                if not self.is_busy:
-                    break                         # a broken store does not mend within seconds
+            for run in list(self.runs.values()):
+                run._write(b"")                   # what a full disk kept back
+            is_done = self.drain_live(max(0.1, deadline - time.monotonic()))
+            if not is_done and not self.is_busy:
+                break                             # a broken store does not mend within seconds
+            if self.runs:
                 time.sleep(0.1)
         if self.lock.acquire(timeout=1):
             self.disconnect()
@@ -756,7 +767,7 @@ def _at_exit() -> None:
     deadline = time.monotonic() + EXIT_WAIT_S
     for drainer in list(_drainers.values()):
         for run in [run for run in drainer.runs.values() if not run.is_over]:
-            run.finish(error=getattr(sys, "last_value", None))   # what ended the script
+            run.finish(error=getattr(sys, "last_value", None), wait_s=0)   # what ended the script
         drainer.close(max(0.1, deadline - time.monotonic()))
 
 
@@ -916,8 +927,9 @@ class Run:
         except Exception as error:  # noqa: BLE001  see log()
             _warn(repr(error), f"the note was not recorded ({error!r})")
 
-    def finish(self, result=None, *, error: BaseException | None = None) -> None:
-        """End the run and take it into the store, within FINISH_WAIT_S where that is busy.
+    def finish(self, result=None, *, error: BaseException | None = None,
+               wait_s: float = FINISH_WAIT_S) -> None:
+        """End the run and take it into the store, within `wait_s` where that is busy.
 
         Args:
             result: as a decorated function returns it: final metrics, artifacts, history.
@@ -928,6 +940,7 @@ class Run:
         is_good = (error is None or isinstance(error, GeneratorExit)
                    or (isinstance(error, SystemExit) and error.code in (None, 0)))
         is_stopped = isinstance(error, KeyboardInterrupt)
+        metrics: dict = {}
         try:
             metrics, artifacts, history = _split_result(result)
             logged = {"epoch", "step", *self._keys}   # what log() wrote is not written twice
@@ -936,6 +949,9 @@ class Run:
                          epoch=row.get("epoch"), step=row.get("step"))
             for path in artifacts:
                 self.log_artifact(path)
+        except Exception as problem:  # noqa: BLE001  see log()
+            _warn(repr(problem), f"what a run returned could not all be read ({problem!r})")
+        try:
             duration = time.monotonic() - self._began
             self._append({"t": time.time(), "set": {
                 "status": "finished" if is_good else "killed" if is_stopped else "failed",
@@ -948,10 +964,11 @@ class Run:
         except Exception as problem:  # noqa: BLE001  see log()
             _warn(repr(problem), f"the end of a run could not be recorded ({problem!r})")
         self.is_over = True
-        self._drainer.drain_live(FINISH_WAIT_S, only=self)
         if not self._backlog:
-            os.close(self._fd)
+            fd = self._fd
             self._leave("it was over")
+            os.close(fd)                          # Windows removes no open file
+        self._drainer.drain_live(wait_s, only=self)
 
     def _start_wandb(self, name: str | None, params: dict) -> None:
         """Mirror the run to W&B, where that is installed."""
@@ -961,7 +978,7 @@ class Run:
             import wandb  # type: ignore[import-not-found, unused-ignore]
             self._wandb = wandb.init(project=setting("WANDB_PROJECT")[0], name=name, config=params,
                                      reinit="create_new")
-            self._append({"set": {"wandb_url": self._wandb.url}})
+            self._append({"t": time.time(), "set": {"wandb_url": self._wandb.url}})
         except Exception as error:  # noqa: BLE001  see log()
             _warn("wandb", f"W&B does not mirror this run ({error!r}); the lab records it still")
 
@@ -975,11 +992,15 @@ class Run:
         self.finish(self.result, error=error)
 
 
+def _is_mapping(value) -> bool:
+    return hasattr(value, "keys") and callable(getattr(value, "items", None))
+
+
 def _flatten(tree, prefix: str = "") -> dict:
     flat: dict = {}
     for name, value in tree.items():
         path = f"{prefix}{name}"
-        flat.update(_flatten(value, path + "/") if hasattr(value, "items") else {path: value})
+        flat.update(_flatten(value, path + "/") if _is_mapping(value) else {path: value})
     return flat
 
 
@@ -1026,9 +1047,9 @@ def _traceback(error) -> str:
 def _split_result(result) -> tuple[dict[str, float], list, list[dict]]:
     """Read what a decorated function returned: final metrics, artifact paths, per-epoch rows."""
     artifacts: object = []
-    if isinstance(result, (tuple, list)) and len(result) == 2 and hasattr(result[0], "items"):
+    if isinstance(result, (tuple, list)) and len(result) == 2 and _is_mapping(result[0]):
         result, artifacts = result
-    if not hasattr(result, "items"):
+    if not _is_mapping(result):
         result = {} if isinstance(result, bool) else {"result": result}
     metrics = dict(result.items())
     artifacts = metrics.pop("artifacts", artifacts)
@@ -1038,7 +1059,7 @@ def _split_result(result) -> tuple[dict[str, float], list, list[dict]]:
         artifacts = [artifacts]
     elif hasattr(artifacts, "values"):
         artifacts = list(artifacts.values())
-    if hasattr(history, "items"):                 # Keras: {"loss": [0.5, 0.4], ...}
+    if _is_mapping(history):                 # Keras: {"loss": [0.5, 0.4], ...}
         columns = {name: list(values) for name, values in history.items()
                    if isinstance(values, (list, tuple)) or getattr(values, "ndim", None) == 1}
         history = [{"epoch": i + 1, **{name: values[i] for name, values in columns.items()
@@ -1048,7 +1069,7 @@ def _split_result(result) -> tuple[dict[str, float], list, list[dict]]:
               if not isinstance(value, bool)}
     return ({name: value for name, value in finals.items() if value is not None},
             list(artifacts) if isinstance(artifacts, (list, tuple, set)) else [],
-            [dict(row) for row in history if hasattr(row, "items")]
+            [dict(row) for row in history if _is_mapping(row)]
             if isinstance(history, (list, tuple)) else [])
 
 
@@ -1171,7 +1192,7 @@ def _wrap_async(function, begin):
 
 def _wrap_generator(function, begin):
     def wrapper(*args, **kwargs):
-        run, generator = begin(args, kwargs), function(*args, **kwargs)
+        generator, run = function(*args, **kwargs), begin(args, kwargs)
         step, value = generator.send, None
         while True:
             token = _current.set(run)             # between items the caller's run is
@@ -1194,7 +1215,7 @@ def _wrap_generator(function, begin):
 
 def _wrap_async_generator(function, begin):
     async def wrapper(*args, **kwargs):
-        run, generator = begin(args, kwargs), function(*args, **kwargs)
+        generator, run = function(*args, **kwargs), begin(args, kwargs)
         step, value = generator.asend, None
         while True:
             token = _current.set(run)

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
@@ -884,3 +885,61 @@ def test_dotenv_may_begin_with_a_byte_order_mark(tmp_path, monkeypatch):
     (tmp_path / ".env").write_bytes(b"\xef\xbb\xbfPROJECT_NAME=mine\n")
     monkeypatch.chdir(tmp_path)
     assert lab_logger.setting("PROJECT_NAME")[0] == "mine"
+
+
+def test_named_tuple_with_a_field_called_items_ends_its_run(db_path):
+    class Pair(NamedTuple):
+        items: int
+        other: int
+
+    assert log_run(lambda: Pair(1, 2))() == (1, 2)
+    assert only_run(db_path)["status"] == "finished"
+
+
+def test_secrets_in_odd_places_never_reach_the_store(db_path):
+    secret = "hunter" + "2"
+    log_run(lambda *args: None)(
+        MappingProxyType({"password": secret}), [{"password": secret}] * 1001,
+        f"https://{secret}@github.com/x", f"https://h/x?api_key={secret}&n=1",
+    )
+    run = only_run(db_path)
+    assert secret not in run["params_json"] and "&n=1" in run["params_json"]
+
+
+def test_interpreter_without_argv_or_sqlite_trains_all_the_same(db_path):
+    body = (
+        "import sys; sys.argv = []; sys.modules['sqlite3'] = None; import lab_logger; "
+        "print(lab_logger.log_run(lambda: 5)())"
+    )
+    done = script(db_path, body)
+    assert (done.returncode, done.stdout) == (0, "5\n")
+    assert "cannot take in runs at present" in done.stderr
+    assert len(lab_logger.pending(db_path)) == 1
+
+
+def test_generator_called_with_wrong_arguments_begins_no_run(db_path):
+    @log_run
+    def steps(n):
+        yield n
+
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        next(steps())
+    log_run(lambda: None)()
+    assert len(rows(db_path, "SELECT 1 FROM runs")) == 1
+
+
+def test_exit_with_many_open_runs_and_a_locked_store_is_bounded(db_path):
+    body = """
+import lab_logger, os, time
+lab_logger.EXIT_WAIT_S = 0.5
+blocker = lab_logger.connect(os.environ["DB_PATH"])
+blocker.execute("BEGIN IMMEDIATE")
+runs = [lab_logger.start_run("open") for _ in range(6)]
+began = time.monotonic()
+lab_logger._at_exit()
+print(time.monotonic() - began)
+os._exit(0)
+"""
+    done = script(db_path, body)
+    assert float(done.stdout) < 5, done.stderr
+    assert len(lab_logger.pending(db_path)) == 6
