@@ -660,8 +660,8 @@ _INDEX_FINALS = _FORGET_FINALS.format("NEW") + f"""
         WHERE type IN ('integer', 'real') OR value IN ('NaN', 'Infinity', '-Infinity')
         ON CONFLICT (run_id, metric_name) DO UPDATE SET value = excluded.value, is_returned = 1;"""
 _MARK = ("INSERT OR IGNORE INTO stale SELECT {0}.run_id, {0}.metric_name "
-         "WHERE {0}.run_id IS NOT NULL AND {0}.metric_name IS NOT NULL;")
-_POINTS = "FROM run_metrics WHERE run_id IS NOT NULL AND metric_name IS NOT NULL"
+         "WHERE typeof({0}.run_id) = 'text' AND typeof({0}.metric_name) = 'text';")
+_POINTS = "FROM run_metrics WHERE typeof(run_id) = 'text' AND typeof(metric_name) = 'text'"
 _INDEX_SCHEMA = f"""
 CREATE TABLE metric_summary (        -- one row per run and metric
     run_id TEXT NOT NULL,
@@ -704,8 +704,11 @@ CREATE TRIGGER runs_update_finals AFTER UPDATE OF run_id, final_metrics_json ON 
 CREATE TRIGGER runs_delete AFTER DELETE ON runs
     BEGIN {_FORGET_TEXT.format("OLD")} {_FORGET_FINALS.format("OLD")} END;;
 CREATE TRIGGER run_metrics_insert AFTER INSERT ON run_metrics
-    WHEN NEW.run_id IS NOT NULL AND NEW.metric_name IS NOT NULL
+    WHEN typeof(NEW.run_id) = 'text' AND typeof(NEW.metric_name) = 'text'
     BEGIN {_summarise("WHERE true", "NEW.")}; END;;
+CREATE TRIGGER run_metrics_replace BEFORE INSERT ON run_metrics
+    WHEN EXISTS (SELECT 1 FROM run_metrics WHERE id = NEW.id)   -- REPLACE fires no DELETE trigger
+    BEGIN INSERT OR IGNORE INTO stale SELECT run_id, metric_name {_POINTS} AND id = NEW.id; END;;
 CREATE TRIGGER run_metrics_update AFTER UPDATE ON run_metrics
     BEGIN {_MARK.format("OLD")} {_MARK.format("NEW")} END;;
 CREATE TRIGGER run_metrics_delete AFTER DELETE ON run_metrics BEGIN {_MARK.format("OLD")} END;;
@@ -1034,8 +1037,9 @@ def _points_statement(conn: sqlite3.Connection, ids: list[str],
     names, low, high = given["names"], given["from"], given["to"]
     bound: dict[str, Any] = {f"i{n}": run_id for n, run_id in enumerate(ids)}
     bound |= {f"n{n}": name for n, name in enumerate(names)}
+    # All text is less than the empty blob: names of plain SQL that are no text stay out.
     where = f"run_id IN ({', '.join(f':i{n}' for n in range(len(ids)))}) AND metric_name " + (
-        f"IN ({', '.join(f':n{n}' for n in range(len(names)))})" if names else "IS NOT NULL")
+        f"IN ({', '.join(f':n{n}' for n in range(len(names)))})" if names else "< x''")
     bound |= {"since": given["since"]} if given["since"] else {}
     later = " AND id > :since" if given["since"] else ""
     if given["x"] == "time":
@@ -2168,9 +2172,9 @@ def pairs_of(args: argparse.Namespace, params: tuple[Param, ...]) -> list[tuple[
 def short(run_id: str, runs: list[dict]) -> str:
     """Cut a run id to what tells it from the other runs of a table, at least 8 characters."""
     n = 8
-    while len({run["run_id"][:n] for run in runs}) < len(runs) and n < 36:
+    while len({(run["run_id"] or "")[:n] for run in runs}) < len(runs) and n < 36:
         n += 1
-    return run_id[:n]
+    return (run_id or "")[:n]            # SQLite lets a text primary key be NULL
 
 
 def print_runs(runs: list[dict], lead: tuple[str, ...] = ()) -> None:
@@ -2303,8 +2307,13 @@ def cmd_metrics(args: argparse.Namespace) -> int:
         for x, value in points:
             table.setdefault(x, {})[curve["metric_name"]] = odd.get(x) if value is None else value
     names = [curve["metric_name"] for curve in found["curves"]]
-    print_table([found["x"], *names],
-                [[x, *(row.get(name) for name in names)] for x, row in sorted(table.items())])
+    if given.get("names") and not table:
+        raise NotFound(f"run {args.run!r} has no point of {', '.join(map(repr, names))}: "
+                       "show lists its metrics")
+    is_time = found["x"] == "time"
+    print_table([found["x"], *names], [
+        [lab_logger.utc(x) if is_time else x, *(row.get(name) for name in names)]
+        for x, row in sorted(table.items())])
     for file in files:
         if file["kind"] == "csv" and "metrics_" in file["path"]:
             print(f"{clean(file['path'])}{'' if file['exists'] else ' (missing)'}")
@@ -2681,6 +2690,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit code: 0, 1 failed, 2 wrong usage."""
+    if sys.stdout is None:               # `ailab runs >&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  as long as the process
     try:
         args = build_parser().parse_args(argv)
     except SystemExit as end:

@@ -421,3 +421,15 @@ def test_the_command_of_a_copied_logger_needs_no_agent(lab):
             "sys.exit(any(name.startswith('langchain') for name in sys.modules))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_metrics_of_an_unknown_name_says_so_and_times_can_be_told_apart(lab, capsys):
+    assert ailab.main(["metrics", lab.ids["svm_01"], "--names", "nope", "--db", lab.db_path]) == 1
+    assert "has no point of 'nope': show lists its metrics" in capsys.readouterr().err
+
+
+def test_closed_standard_output_is_no_traceback(lab):
+    code = "import sys; sys.stdout = None; import ailab; sys.exit(ailab.main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, "runs", "--db", lab.db_path],
+                          capture_output=True, text=True, timeout=30, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -932,3 +932,27 @@ def test_open_store_takes_in_what_plain_sql_changed(lab):
     got, status = ask_store(conn, "leaderboard", "", {"metric_name": "accuracy", "top_k": 1})
     conn.close()
     assert (status, got[0]["run_id"]) == (200, "plain-sql")
+
+
+def test_points_replaced_by_plain_sql_change_the_summary(lab, api):
+    row = lab.conn.execute("SELECT id, run_id FROM run_metrics WHERE run_id = ? AND "
+                           "metric_name = 'val_loss' ORDER BY id LIMIT 1",
+                           (lab.ids["svm_01"],)).fetchone()
+    lab.conn.execute("INSERT OR REPLACE INTO run_metrics (id, run_id, epoch, metric_name, "
+                     "metric_value) VALUES (?, ?, 1, 'val_loss', -5)", tuple(row))
+    with lab_logger.transaction(lab.conn):
+        ailab.refresh(lab.conn)
+    found = lab.conn.execute("SELECT n_points, min_value FROM metric_summary WHERE run_id = ? "
+                             "AND metric_name = 'val_loss'", (lab.ids["svm_01"],)).fetchone()
+    assert tuple(found) == (5, -5)
+
+
+def test_rows_without_an_id_and_names_that_are_no_text_break_nothing(lab, api, capsys):
+    lab.conn.execute("INSERT INTO runs (run_id, timestamp) VALUES (NULL, '2026-11-25')")
+    lab.conn.execute("INSERT INTO run_metrics (run_id, metric_name, metric_value) "
+                     "VALUES (?, x'00ff', 1)", (lab.ids["svm_01"],))
+    for path in ("/lab", "/runs", "/metrics", f"/runs/{lab.ids['svm_01']}",
+                 f"/curves?ids={lab.ids['svm_01']}"):
+        assert api("GET", path)[0] == 200
+    assert ailab.main(["runs", "--db", lab.db_path]) == 0
+    assert ailab.main(["show", lab.ids["svm_01"], "--db", lab.db_path]) == 0
