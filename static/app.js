@@ -7,13 +7,8 @@ import { clock, joinSelection, makeHash, parseHash, parseSelection, toggled } fr
 const LIVE_MS = 1000;      // between looks while something runs
 const IDLE_MS = 15000;     // and while nothing does
 const OFFLINE_MS = 3000;
-const VIEWS = {
-  dashboard: { label: "Dashboard", load: () => import("./views/dashboard.js") },
-  runs: { label: "Runs", load: () => import("./views/runs.js") },
-  compare: { label: "Compare", load: () => import("./views/compare.js") },
-  assistant: { label: "Assistant", load: () => import("./views/assistant.js") },
-  run: { load: () => import("./views/run.js") },   // a run's page of its own: no tab
-};
+const TABS = { dashboard: "Dashboard", runs: "Runs", compare: "Compare", assistant: "Assistant" };
+const TITLES = { ...TABS, run: "Run" };   // a run's page of its own has no tab
 const FIRST_RUN = `from lab_logger import log, log_run\n
 @log_run(experiment_name="first")\ndef train(learning_rate=0.01, n_epochs=30):
     for epoch in range(n_epochs):\n        log(epoch=epoch, loss=1 / (epoch + 1))\n\ntrain()`;
@@ -26,16 +21,13 @@ const system = matchMedia("(prefers-color-scheme: dark)");
 const app = {
   lab: null,
   running: [],            // summaries of what runs now
-  view: "dashboard",
-  query: {},
+  view: "dashboard", query: {},
   selection: [],          // refs by colour slot, null where a slot is free
   last: {},               // the query each view had last, for its tab
-
   /** The link to a view that keeps the selection. */
   href(view, query = {}, selection = app.selection) {
     return makeHash(view, { ...query, [view === "compare" ? "ids" : "selected"]: joinSelection(selection) });
   },
-
   /** Go to an address: a step for Back, unless it replaces while typing or dragging. */
   go(view, query, { replace = false, selection } = {}) {
     const hash = app.href(view, query, selection);
@@ -43,16 +35,12 @@ const app = {
     history[replace ? "replaceState" : "pushState"](null, "", hash);
     route();
   },
-
   /** Change parts of this view's address; an empty value leaves one out. */
   change: (parts, options) => app.go(app.view, { ...app.query, ...parts }, options),
-
   /** Read the lab's counts at once, after this page changed them. */
   refresh: async () => { app.lab = await api.lab(); },
-
   /** Put a run into the selection, or take it out. */
   pick: (runId) => app.change({}, { selection: toggled(app.selection, runId) }),
-
   /** Run `job`: bones in `root` while a first load takes its time, the error in place of content. */
   async load(root, job, isFirst) {
     if (isFirst) render(root, message("loading", "Loading"));
@@ -67,14 +55,12 @@ const app = {
   },
 };
 
-// --- Address ------------------------------------------------------------------
-
 let current = null;        // {name, view}: the view on the page
 let turn = 0;              // a slow answer of an address left behind must not draw
 
 async function route() {
   const { view, query: { selected, ids, ...query } } = parseHash(location.hash);
-  const name = view in VIEWS ? view : "dashboard";
+  const name = view in TITLES ? view : "dashboard";
   const mine = ++turn;
   Object.assign(app, { view: name, query, selection: parseSelection(name === "compare" ? ids : selected) });
   app.last[name] = query;
@@ -95,21 +81,18 @@ async function route() {
 
 async function showView(name, mine) {
   if (current?.name !== name) {
-    const { create } = await VIEWS[name].load();
+    const { create } = await import(`./views/${name}.js`);
     if (mine !== turn) return;
     leave();
     const root = el("div", { class: `lab-view lab-${name}` });
     main.replaceChildren(root);
     current = { name, view: create(app, root) };
   }
-  document.title = `${VIEWS[name].label ?? "Run"} · ${app.lab.project}`;
+  document.title = `${TITLES[name]} · ${app.lab.project}`;
   await current.view.update();
 }
 
-function leave() {
-  current?.view.close?.();
-  current = null;
-}
+const leave = () => { current?.view.close?.(); current = null; };
 
 function showEmpty() {
   leave();
@@ -120,8 +103,6 @@ function showEmpty() {
     path && [el("p", {}, `This page reads the lab below, last at ${clock(api.connection.since)}:`), snippet(path)])));
 }
 
-// --- Header -------------------------------------------------------------------
-
 function drawFrame() {
   const n = app.selection.filter(Boolean).length;
   const running = app.lab?.counts.running ?? 0;
@@ -129,7 +110,7 @@ function drawFrame() {
   html.dataset.online = String(isOnline);
   render(banner, !isOnline && el("div", { class: "lab-offline", role: "alert" },
     `Not connected since ${clock(since)}, retrying`, button("Retry", { act: "reconnect" })));
-  render(tabs, Object.entries(VIEWS).filter(([, { label }]) => label).map(([name, { label }]) =>
+  render(tabs, Object.entries(TABS).map(([name, label]) =>
     el("a", { href: app.href(name, app.last[name]), "aria-current": app.view === name && "page", data: { key: name } },
       label, name === "compare" && n > 0 && ` (${n})`)));
   render(signs, running > 0 && el("a", { class: "lab-live", data: { key: "live" },
@@ -154,8 +135,6 @@ function setTheme(chosen) {
   drawFrame();
   redrawAll();
 }
-
-// --- Clock --------------------------------------------------------------------
 
 let timer = null;
 let [seen, fullAt] = ["", 0];   // the lab's counts at the last full refresh, and when that was
@@ -190,8 +169,7 @@ async function look() {
 }
 
 delegate(document, "click", {
-  theme: () => setTheme(isDark() ? "light" : "dark"),
-  reconnect: tick,
+  theme: () => setTheme(isDark() ? "light" : "dark"), reconnect: tick,
   retry: () => { leave(); main.replaceChildren(); (app.lab ? route : tick)(); },
   skip: (target, event) => { event.preventDefault(); (main.querySelector("tr[tabindex='0']") ?? main).focus(); },
 });

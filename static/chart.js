@@ -14,7 +14,6 @@ const EDGE = { left: 56, right: 12, top: 8, bottom: 22 };
 const DASHES = [[], [6, 3], [2, 3]]; // slots 0-7 solid, 8-15 dashed, beyond that dotted
 const N_COLOURS = 8;
 const DRAG_PX = 5;                   // shorter than this, a drag is a click
-const MAX_NOTES = 3;                 // lost lines named in the caption one by one
 const live = new Set();
 
 /** Draw every chart again, its colours read afresh: the theme has changed. */
@@ -26,13 +25,11 @@ export class ChartGroup {
   constructor({ xName = "epoch", isLog = false, range = null, onRange = () => {}, onPick = null } = {}) {
     Object.assign(this, { xName, isLog, range, onRange, onPick, cursor: null, charts: new Map() });
   }
-
   /** The group's chart of that name, made at its first mention. */
   chart(name, options) {
     if (!this.charts.has(name)) this.charts.set(name, new Chart(this, name, options));
     return this.charts.get(name);
   }
-
   set(changes) {
     Object.assign(this, changes);
     this.charts.forEach((chart) => chart.schedule());
@@ -42,7 +39,6 @@ export class ChartGroup {
     this.set({ range });
     this.onRange(range);
   }
-
   /** Drop the charts that `names` does not list. */
   keep(names = []) {
     for (const [name, chart] of [...this.charts].filter(([one]) => !names.includes(one))) {
@@ -81,13 +77,8 @@ class Chart {
   }
 
   schedule() {
-    this.frame ??= requestAnimationFrame(() => {
-      this.frame = null;
-      if (this.plot.clientWidth) this.draw();
-    });
+    this.frame ??= requestAnimationFrame(() => { this.frame = null; if (this.plot.clientWidth) this.draw(); });
   }
-
-  // --- Drawing ---
 
   /** The ranges shown, y of what lies in the x range, and the functions to pixels. */
   measure() {
@@ -138,7 +129,6 @@ class Chart {
     render(this.xTicks, xs.map((tick) => el("span", { style: { left: `${x(tick)}px` } },
       isTime ? timeLabel(tick, span) : tickText(tick))));
   }
-
   /** Draw one series and return how many marks that took. */
   drawSeries(pen, view, one) {
     const round = typeof one.slot === "number" ? Math.floor(one.slot / N_COLOURS) : 0;
@@ -166,7 +156,6 @@ class Chart {
       drawDot(pen, x(curve.x[i]), y(curve.last[i]));
     }
   }
-
   /** A token's or a slot's colour, resolved as the canvas wants it. */
   colour(slot) {
     const name = tokenOf(slot);
@@ -177,18 +166,15 @@ class Chart {
     return this.colours.get(name);
   }
 
-  // --- Text ---
-
   showText({ xRange, isLog }, total) {
     const { xName, cursor } = this.group;
     const shown = this.series.reduce((sum, { curve }) => sum + curve.x.length, 0);
     const hidden = isLog ? this.series.flatMap(({ curve }) => curve.min).filter((y) => y !== null && y <= 0).length : 0;
     const notes = this.series.map((one) => lostNote(one, xName, this.series.length > 1)).filter(Boolean);
-    const many = notes.length > MAX_NOTES && [`${notes.length} lines with NaN or infinite points`];
     render(this.caption, el("b", {}, this.title),
       total > shown && el("span", {}, `${count(total, "point")}, min and max per pixel`),
       hidden > 0 && el("span", {}, `${count(hidden, "point")} ≤ 0 not shown`),
-      (many || notes).map((note) => el("span", { class: "lab-warn" }, `✕ ${note}`)));
+      notes.map((note) => el("span", { class: "lab-warn" }, `✕ ${note}`)));
     const rows = this.readings();
     const head = (text, isNumber) => el("th", { scope: "col", class: isNumber && "lab-num" }, text);
     render(this.readout, el("thead", {}, el("tr", {}, head(this.labelName),
@@ -203,7 +189,6 @@ class Chart {
   }
 
   xText = (x) => (this.group.xName === "time" ? absolute(x * 1000) : num(x));
-
   /** What each line says at the crosshair, or at its end without one; the good end first, NaN last. */
   readings() {
     const { cursor } = this.group;
@@ -217,8 +202,6 @@ class Chart {
         x: i < 0 ? "" : this.xText(x[i]), band: counts?.[i] > 1 && `${num(min[i])} … ${num(max[i])}` };
     }).sort((a, b) => rank(a) - rank(b));
   }
-
-  // --- Pointer and keys ---
 
   listeners() {
     const at = (event) => event.clientX - this.plot.getBoundingClientRect().left;
@@ -243,12 +226,8 @@ class Chart {
         else if (from !== null) this.pick();
         end();
       },
-      pointercancel: end,
-      pointerleave: () => this.group.set({ cursor: null }),
-      dblclick: () => this.group.zoom(null),
-      blur: () => this.group.set({ cursor: null }),
-      keydown: (event) => this.key(event),
-    };
+      pointercancel: end, pointerleave: () => this.group.set({ cursor: null }), dblclick: () => this.group.zoom(null),
+      blur: () => this.group.set({ cursor: null }), keydown: (event) => this.key(event), };
   }
 
   key(event) {
@@ -263,7 +242,6 @@ class Chart {
     event.preventDefault();
     event.stopPropagation();
   }
-
   /** Every x in view, once, ascending. */
   steps() {
     const [from, to] = this.group.range ?? [-Infinity, Infinity];
@@ -342,6 +320,5 @@ function tokenOf(slot) {
 /** A run's colour as a short line, dashed from the ninth slot on. */
 export const swatch = (slot, isDashed = false) => el("span", { class: "lab-swatch", "aria-hidden": "true",
   data: { dash: (isDashed || slot >= N_COLOURS) && "yes" }, style: { "--lab-slot": `var(--lab-${tokenOf(slot)})` } });
-
 /** A curve as GET /curves answers it, made a series: {label, slot, isDashed} say how it looks. */
 export const toSeries = (curve, look) => ({ id: `${curve.run_id} ${curve.metric_name}`, mode: "line", curve, ...look });

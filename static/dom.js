@@ -74,16 +74,11 @@ export function delegate(root, type, acts) {
   });
 }
 
-// --- Parts --------------------------------------------------------------------
-
 /** A button; `data` says what it does: {act: NAME} for delegate(), {copy: TEXT} copies. */
 export const button = (text, data, props = {}) => el("button", { type: "button", data, ...props }, text);
-
 export const muted = (...text) => el("p", { class: "lab-muted" }, text);
-
 /** Whether a key in a text box means "take it": Enter alone; Shift+Enter breaks the line. */
 export const isSave = (event) => event.key === "Enter" && !event.shiftKey && !event.isComposing;
-
 /** An option; its value is an attribute, so that any text survives. */
 export const option = (name, text = name) => Object.assign(el("option", {}, text), { value: name });
 
@@ -96,11 +91,9 @@ export function message(kind, title, ...children) {
 /** An error's message with the API's own sentence and Retry. */
 export const errorBox = (error) => message("error", error.status === 404 ? "Not in this lab" : "That did not work",
   el("p", {}, error.message), button("Retry", { act: "retry" }));
-
 /** Code to paste, with its copy button. */
 export const snippet = (text) => el("div", { class: "lab-snippet" },
   el("pre", { tabindex: "0" }, text), button("Copy", { copy: text }));
-
 /** A titled card of a view. */
 export const card = (title, sub, ...children) => el("section", { class: "lab-card", data: { key: title } },
   el("h2", {}, title, sub && el("small", {}, ` ${sub}`)), children);
@@ -149,3 +142,6 @@ export function toast(text) {
   clearTimeout(toast.timer);
   toast.timer = setTimeout(() => { box.hidden = true; }, 6000);
 }
+
+/** Run `job`; its failure is said as "Not deleted: why". */
+export const attempt = (not, job) => job().catch((error) => toast(`${not}: ${error.message}`));

@@ -2,8 +2,7 @@
 import { button, el, option } from "./dom.js";
 
 // Names in the address are the API's own. `from` is the list in GET /lab that holds the values.
-const CHOICES = [
-  { name: "experiment_name", label: "experiment", from: "experiments", key: "experiment_name" },
+const CHOICES = [{ name: "experiment_name", label: "experiment", from: "experiments", key: "experiment_name" },
   { name: "model_name", label: "model", from: "models", key: "name" },
   { name: "dataset_id", label: "dataset", from: "datasets", key: "name" },
   { name: "status", label: "status" },

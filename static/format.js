@@ -1,7 +1,7 @@
 /** Text for numbers, times, ids and the address; pure, so that node tests it. */
 
 const MISSING = "–";
-const SECOND_IN = { year: 31536000, month: 2592000, day: 86400, hour: 3600, minute: 60 };
+const SECONDS = { year: 31536000, month: 2592000, day: 86400, hour: 3600, minute: 60 };
 
 /** A number in 4 significant digits, scientific beyond 1e-4 and 1e6; "NaN" stays, null is a dash. */
 export function num(value) {
@@ -47,18 +47,14 @@ export function duration(seconds) {
 
 /** How long ago an ISO time was, in its largest unit. */
 export function ago(iso, now = Date.now()) {
-  const seconds = Math.round((now - Date.parse(iso)) / 1000);
+  const seconds = (Date.parse(iso) - now) / 1000;
   if (Number.isNaN(seconds)) return MISSING;
-  for (const [unit, size] of Object.entries(SECOND_IN)) {
-    const count = Math.floor(Math.abs(seconds) / size);
-    if (count) return `${count} ${unit}${count > 1 ? "s" : ""} ${seconds < 0 ? "ahead" : "ago"}`;
-  }
-  return seconds < 5 ? "just now" : `${seconds} s ago`;
+  const [unit, size] = Object.entries(SECONDS).find(([, least]) => Math.abs(seconds) >= least) ?? ["second", 1];
+  return Math.abs(seconds) < 5 ? "just now" : new Intl.RelativeTimeFormat("en").format(Math.trunc(seconds / size), unit);
 }
 
 /** A time (ISO, or ms) as local date and time, with the seconds. */
 export const absolute = (time) => new Date(time).toLocaleString("sv-SE");
-
 /** A clock time of today: 14:03:22. */
 export const clock = (ms) => new Date(ms).toLocaleTimeString("sv-SE");
 
@@ -70,17 +66,11 @@ export function bytes(size) {
 
 /** "1 run", "2,700 runs". */
 export const count = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
-
-// --- Runs ---------------------------------------------------------------------
-
 const isUuid = (runId) => /^[0-9a-f]{8}-[0-9a-f-]{27}$/i.test(runId);
-
 /** The id as shown: 8 characters of a UUID, all of anything else. */
 export const shortId = (runId) => (isUuid(runId) ? runId.slice(0, 8) : runId);
-
 /** The id in an address: 13 characters, 48 bits, so that no two runs of a lab meet. */
 export const refOf = (runId) => (isUuid(runId) ? runId.slice(0, 13) : runId);
-
 /** A run's place in the selection, which is its colour slot; -1 if it is not selected. */
 export const slotOf = (selection, runId) => selection.findIndex((ref) => ref && runId.startsWith(ref));
 
@@ -111,8 +101,6 @@ export function orderMetrics(metrics) {
 /** The last line of a traceback that says something. */
 export const lastLine = (text) => (text ?? "").trim().split("\n").pop().trim();
 
-// --- Address ------------------------------------------------------------------
-
 /** "#/runs?q=a" as {view: "runs", query: {q: "a"}}; the home view is "dashboard". */
 export function parseHash(hash) {
   const [path, search = ""] = hash.replace(/^#?\/?/, "").split(/\?(.*)/s);
@@ -130,7 +118,6 @@ export function makeHash(view, query = {}) {
 
 /** "a,,b" as ["a", null, "b"]: the place of a run is its colour slot, and a hole keeps the others'. */
 export const parseSelection = (text) => (text ? text.split(",").map((ref) => (ref ? refOf(ref) : null)) : []);
-
 export const joinSelection = (selection) => selection.join().replace(/,+$/, "");
 
 /** The selection with the run put into the first free place, or taken out. */

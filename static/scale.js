@@ -2,16 +2,9 @@
 
 /** Smallest and largest finite value of several columns; null when there is none. */
 export function extent(columns) {
-  let low = Infinity;
-  let high = -Infinity;
-  for (const column of columns) {
-    for (const value of column) {
-      if (typeof value !== "number" || !Number.isFinite(value)) continue;
-      if (value < low) low = value;
-      if (value > high) high = value;
-    }
-  }
-  return low <= high ? [low, high] : null;
+  const finite = columns.flat().filter(Number.isFinite);
+  const most = (pick) => finite.reduce((a, b) => pick(a, b));
+  return finite.length ? [most(Math.min), most(Math.max)] : null;
 }
 
 /** Widen a range by a share of its length, so that no line runs along the frame. */
@@ -77,13 +70,8 @@ export function timeLabel(seconds, span) {
 }
 
 /** Index of the value nearest to `x`; the column may step back (a resumed run), -1 if it is empty. */
-export function nearest(xs, x) {
-  let best = -1;
-  for (let i = 0; i < xs.length; i++) {
-    if (xs[i] !== null && (best < 0 || Math.abs(xs[i] - x) < Math.abs(xs[best] - x))) best = i;
-  }
-  return best;
-}
+export const nearest = (xs, x) =>
+  xs.reduce((best, value, i) => (best < 0 || Math.abs(value - x) < Math.abs(xs[best] - x) ? i : best), -1);
 
 /**
  * Reduce a curve's buckets to one per pixel column, extremes kept.

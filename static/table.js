@@ -8,18 +8,14 @@ const SPARE_ROWS = 10;     // kept above and below what is seen
 const [N_METRICS, N_PARAMS] = [3, 4];
 const ICONS = { running: "●", finished: "✓", failed: "✕", killed: "†" };
 const FACTS = ["experiment_name", "model_name", "dataset_id", "task_name"];   // params that have a column as facts
-
 /** A run's status as icon and word. */
 export const statusOf = (status) => el("span", { class: "lab-status", data: { status } },
   el("span", { "aria-hidden": "true" }, ICONS[status] ?? "?"), ` ${status}`);
-
 /** A time as "3 hours ago", the absolute one in its title. */
 export const when = (iso) => el("time", { datetime: iso, title: absolute(iso) }, ago(iso));
-
 /** A number of a column, the full value in its title. */
 export const number = (value, decimals) => el("span", { title: value === undefined ? "not logged" : String(value),
   class: typeof value === "string" && "lab-bad" }, fixed(value, decimals));
-
 /** The colour of a run's place in the selection; nothing for a run that is not selected. */
 export const slotMark = (selection, runId) => slotOf(selection, runId) >= 0 && swatch(slotOf(selection, runId));
 
@@ -36,8 +32,7 @@ export function durationOf({ duration_s: seconds, status, timestamp }, now = Dat
 export function columnsFor(rows, lab, query) {
   const text = (key, label, width) => ({ key, label, width, cell: (row) => row[key] ?? "" });
   const hasValue = ({ key }) => rows.some((row) => ![null, undefined, ""].includes(row[key]));
-  return [
-    { key: "status", label: "Status", width: 92, cell: (row) => statusOf(row.status) },
+  return [{ key: "status", label: "Status", width: 92, cell: (row) => statusOf(row.status) },
     { key: "run_id", label: "Run", width: 96, cell: (row) => el("code", {}, shortId(row.run_id)) },
     ...[text("experiment_name", "Experiment", 200), text("model_name", "Model", 140),
       text("dataset_id", "Dataset", 88)].filter(hasValue),
@@ -82,7 +77,6 @@ export class Grid {
     this.observer.observe(this.scroller);
     root.append(this.scroller);
   }
-
   /** Show this state: {rows (sparse), total, columns, sort, selection, open (a run's ref)}. */
   show(state) {
     Object.assign(this, state);
@@ -98,13 +92,12 @@ export class Grid {
     const text = [label, sub && el("small", {}, ` ${sub}`)];
     const arrow = el("span", { "aria-hidden": "true" }, { descending: " ↓", ascending: " ↑" }[order] ?? "");
     return el("th", { scope: "col", "aria-sort": order, title: label, class: isNumber && "lab-num",
-      data: { key, col: key }, style: { width: `${width}px` } }, sort ? button([text, arrow], { sort }, { tabindex: "-1" }) : text);
+      data: { key, col: key }, style: { width: `${width}px` } }, sort ? button([text, arrow], { sort }) : text);
   }
 
   schedule() {
     this.frame ??= requestAnimationFrame(() => { this.frame = null; this.draw(); });
   }
-
   get rowHeight() {
     return parseFloat(getComputedStyle(this.table).getPropertyValue("--lab-row-px"));
   }
@@ -132,7 +125,8 @@ export class Grid {
     const tick = el("input", { type: "checkbox", tabindex: "-1", checked: isSelected,
       "aria-label": `Select run ${shortId(run.run_id)}` });
     return el("tr", { ...props, "aria-selected": String(isSelected),
-      data: { key: run.run_id, runId: run.run_id, index }, "aria-current": Boolean(this.open) && run.run_id.startsWith(this.open) && "true" },
+      "aria-current": Boolean(this.open) && run.run_id.startsWith(this.open) && "true",
+      data: { key: run.run_id, runId: run.run_id, index } },
     el("td", { class: "lab-tick" }, tick, slotMark(this.selection, run.run_id)),
     this.columns.map((column) => this.cell(run, column)));
   }
@@ -156,28 +150,15 @@ export class Grid {
 
   key(event) {
     if (event.altKey || event.ctrlKey || event.metaKey) return;
-    const page = Math.floor(this.scroller.clientHeight / this.rowHeight) - 1;
-    const moves = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: page, PageUp: -page,
-      Home: -this.total, End: this.total };
+    const moves = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: 20, PageUp: -20, Home: -this.total, End: this.total };
     const { key, shiftKey } = event;
-    if (this.head.contains(event.target)) {
-      if (!this.headKey(key)) return;
-    } else if (key === "ArrowUp" && this.at === 0) this.head.querySelector("button")?.focus();
-    else if (key in moves) this.move(this.at + moves[key], shiftKey);
+    if (this.head.contains(event.target)) return;
+    if (key in moves) this.move(this.at + moves[key], shiftKey);
     else if (key === "Enter") this.onOpen(this.rows[this.at]);
     else if (key === "x" || key === " ") this.onSelect(this.at, shiftKey);
     else return;
     event.preventDefault();
   }
-
-  headKey(key) {
-    const buttons = [...this.head.querySelectorAll("button")];
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[key];
-    if (key === "ArrowDown") this.move(this.at);
-    else if (step) buttons[buttons.indexOf(document.activeElement) + step]?.focus();
-    return Boolean(step) || key === "ArrowDown";
-  }
-
   /** Focus row `index`, scrolled into view; with `isRange` the rows on the way are selected. */
   move(index, isRange = false) {
     const { scroller, rowHeight: height } = this;

@@ -1,7 +1,7 @@
 /** A question in plain words, its answer, and the runs it stands on. */
 import { ask, getRun, setNote } from "../api.js";
 import { swatch } from "../chart.js";
-import { button, delegate, el, isSave, listTable, render, toast } from "../dom.js";
+import { attempt, button, delegate, el, isSave, listTable, render } from "../dom.js";
 import { columnDecimals, count, differingParams, flatten, orderMetrics, param, parseSelection, refOf, shortId,
   slotOf } from "../format.js";
 import { number } from "../table.js";
@@ -10,10 +10,8 @@ const TICK_MS = 100;       // of the seconds shown while it thinks
 const MAX_RUNS = 20;       // that are read, highlighted and compared
 const turns = [];          // newest first: {question, startedAt, seconds, answer, error, runs}
 const refsOf = (runIds) => parseSelection(runIds.slice(0, MAX_RUNS).map(refOf).join());
-
 export function create(app, root) {
-  let aborter = null;
-  let timer = null;
+  let [aborter, timer] = [null, null];   // of the question that is being thought about
   const box = () => root.querySelector("textarea");
 
   async function put(question) {
@@ -39,22 +37,17 @@ export function create(app, root) {
     aborter = null;
     draw();
   }
-
   /** Read what chips and the flagged run show; an answer stands without it. */
   async function describe({ answer, runs }) {
     const ids = new Set([...answer.used_run_ids.slice(0, MAX_RUNS), answer.flagged_run_id].filter(Boolean));
     await Promise.all([...ids].map((runId) => getRun(runId).then((run) => runs.set(runId, run), () => {})));
   }
 
-  async function undo(turn) {
-    try {
-      await setNote(turn.answer.flagged_run_id, null);
-      turn.isUndone = true;
-    } catch (error) {
-      toast(`Not undone: ${error.message}`);
-    }
+  const undo = (turn) => attempt("Not undone", async () => {
+    await setNote(turn.answer.flagged_run_id, null);
+    turn.isUndone = true;
     draw();
-  }
+  });
 
   function draw() {
     render(root, el("h1", {}, "Assistant"), el("form", { class: "lab-ask", data: { key: "ask", submit: "ask" } },
@@ -82,8 +75,7 @@ export function create(app, root) {
       comparison?.runs.length > 0 && comparisonTable(comparison),
       flagged && el("div", { class: "lab-flagged", data: { key: "flagged" } }, chip(flagged, runs.get(flagged)),
         turn.isUndone ? " The note was taken off again." : [" A note was written: ", el("b", {}, runs.get(flagged)?.note),
-          " ", button("Undo", { act: "undo", turn: index }, { title: "Take the note off" })]),
-      footer(answer, seconds)];
+          " ", button("Undo", { act: "undo", turn: index }, { title: "Take the note off" })]), footer(answer, seconds)];
   }
 
   function chip(runId, run) {

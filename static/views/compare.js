@@ -5,7 +5,6 @@ import { button, card, chartsBox, delegate, el, listTable, message, muted, rende
 import { columnDecimals, count, flatten, orderMetrics, param, refOf, shortId } from "../format.js";
 import { number } from "../table.js";
 
-const MAX_POINTS = 1000;   // a curve
 const [LEAST, MOST] = [2, 20];
 
 export function create(app, root) {
@@ -18,12 +17,8 @@ export function create(app, root) {
     const [comparison] = await Promise.all([compareRuns(ids()), fetchCurves()]);
     state.comparison = comparison;
   }
-
   /** Read the window that is shown; a zoom into downsampled curves so gets their full resolution. */
-  async function fetchCurves() {
-    const [from, to] = group.range ?? [];
-    state.curves = (await curves(ids(), { max_points: MAX_POINTS, from, to })).curves;
-  }
+  const fetchCurves = async () => { state.curves = await curves(ids(), group.range); };
 
   function draw() {
     const { comparison } = state;
@@ -33,7 +28,6 @@ export function create(app, root) {
       card("Metrics", "final", metricsTable(comparison)), card("Params", null, paramsTable(comparison)),
       card("Curves", null, curveCharts(comparison.runs)), card("Code and packages", null, codeTable(comparison)));
   }
-
   /** One column a run: its colour, model and id, and a way out of the comparison. */
   const heads = (runs) => runs.map((run, i) => el("span", { class: "lab-head" }, swatch(slotAt(i)),
     el("a", { href: app.href("runs", { run: refOf(run.run_id) }) }, nameOf(run)),
@@ -51,7 +45,6 @@ export function create(app, root) {
     });
     return rows.length ? listTable("Metrics", ["Metric", ...heads(runs)], rows) : muted("These runs have no metrics.");
   }
-
   /** What differs, the first run being the one compared to; all params on demand. */
   function paramsTable({ runs, param_keys: names, differing_params: differing }) {
     const equal = names.filter((name) => !differing.includes(name));
@@ -112,13 +105,11 @@ export function create(app, root) {
       await fetchAll();
       draw();
     },
-    close: () => group.keep(),
-  };
+    close: () => group.keep(), };
 }
 
 const nameOf = (run) => `${run.model_name ?? run.experiment_name ?? ""} ${shortId(run.run_id)}`.trim();
 const ordered = (names) => orderMetrics(names.map((name) => ({ metric_name: name, n_runs: 0 })));
-
 /** A row whose cells are marked where they differ from the first run's. */
 const rowOf = (name, cells, data = {}) => ({ key: name, ...data,
   cells: [name, ...cells.map((text) => ({ text, data: { diff: text !== cells[0] && "yes" } }))] });
@@ -127,11 +118,10 @@ const rowOf = (name, cells, data = {}) => ({ key: name, ...data,
 export function verdict({ runs, best, differing_params: differing, differing_packages: packages }) {
   const ranked = Object.values(best);
   const wins = runs.map((run) => ranked.filter((one) => one.run_ids.includes(run.run_id)).length);
-  const leaders = runs.filter((run, i) => wins[i] === Math.max(...wins)).map(nameOf);
-  const ahead = ranked.length ? `${leaders.join(" and ")} ${leaders.length > 1 ? "are" : "is"} best on ${
-    Math.max(...wins)} of ${count(ranked.length, "metric")}` : "No metric to compare";
+  const most = Math.max(...wins);
+  const leaders = runs.filter((run, i) => wins[i] === most).map(nameOf).join(" and ");
   const isCode = new Set(runs.map((run) => run.git_hash + run.git_diff)).size > 1;
   const names = [...differing.slice(0, 4), differing.length > 4 && `${differing.length - 4} more params`,
-    isCode && "code", Object.keys(packages).length > 0 && "packages"].filter(Boolean);
-  return `${ahead}; ${names.length ? `they differ in ${names.join(", ")}` : "params, code and packages are the same"}.`;
+    isCode && "code", Object.keys(packages).length > 0 && "packages"].filter(Boolean).join(", ");
+  return `Best on ${most} of ${count(ranked.length, "metric")}: ${leaders}. They differ in ${names || "nothing recorded"}.`;
 }

@@ -1,7 +1,7 @@
 /** The home view: what runs, what is best, what happened lately. */
 import { getRun, leaderboard, listRuns } from "../api.js";
 import { ChartGroup } from "../chart.js";
-import { card, delegate, el, listTable, message, option, render } from "../dom.js";
+import { button, card, delegate, el, listTable, message, option, render } from "../dom.js";
 import { ago, columnDecimals, count, differingParams, fixed, flatten, lastLine, num, orderMetrics, param, refOf,
   shortId } from "../format.js";
 import { durationOf, statusOf, when } from "../table.js";
@@ -11,47 +11,38 @@ const N_TROUBLE = 3;       // failed runs shown, and as many killed ones
 const ORDERS = { best: "best first", desc: "highest first", asc: "lowest first" };
 
 export function create(app, root) {
-  const state = { asked: null, top: [], missing: "", history: [], trouble: [], errors: new Map() };
+  const state = { asked: null, errors: new Map() };   // and what fetchAll() answers
   const group = new ChartGroup({ xName: "time",
     onPick: ({ runs }, index) => app.go("runs", { run: refOf(runs[index].run_id) }) });
-
-  const board = () => ({
-    metric_name: app.query.metric ?? orderMetrics(app.lab.metrics)[0],
+  /** What the address asks of the leaderboard. */
+  const board = () => ({ metric_name: app.query.metric ?? orderMetrics(app.lab.metrics)[0],
     order: app.query.order in ORDERS ? app.query.order : "best",
-    top_k: Math.min(100, Math.max(1, parseInt(app.query.top, 10) || 10)),
-  });
+    top_k: Math.min(100, Math.max(1, parseInt(app.query.top, 10) || 10)) });
   const recent = (status) => (app.lab.counts[status] ? listRuns({ status, limit: N_TROUBLE }) : { rows: [] });
 
   async function fetchAll() {
     const asked = board();
-    const ranking = asked.metric_name ? leaderboard(asked).catch((error) => {
-      if (error.status !== 404) throw error;
-      return error;                                  // an unknown metric: the API names near ones
-    }) : [];
-    const [top, history, failed, killed] = await Promise.all([
-      ranking, listRuns({ limit: N_HISTORY }), recent("failed"), recent("killed")]);
+    const [top, history, failed, killed] = await Promise.all([asked.metric_name ? leaderboard(asked) : [],
+      listRuns({ limit: N_HISTORY }), recent("failed"), recent("killed")]);
     await Promise.all(failed.rows.filter((run) => !state.errors.has(run.run_id)).map(async (run) =>
       state.errors.set(run.run_id, lastLine((await getRun(run.run_id)).error))));
-    const isKnown = Array.isArray(top);
-    Object.assign(state, { asked, top: isKnown ? top : [], missing: isKnown ? "" : top.message,
-      history: history.rows, trouble: [...failed.rows, ...killed.rows].sort(byStart).reverse() });
+    const trouble = [...failed.rows, ...killed.rows].sort(byStart).reverse();
+    Object.assign(state, { asked, top, history: history.rows, trouble });
   }
 
   function draw() {
     const { metric_name: metric } = state.asked;
     render(root, el("h1", { class: "lab-hidden" }, "Dashboard"), tiles(app),
-      app.running.length > 0 && liveCard(app, metric),
-      el("div", { class: "lab-columns", data: { key: "main" } },
+      app.running.length > 0 && liveCard(app, metric), el("div", { class: "lab-columns", data: { key: "main" } },
         card("Leaderboard", null, controls(app.lab, state.asked), boardTable(app, state)),
         card("History", `${metric ?? "no metric"} · final value by start · ${count(state.history.length, "run")}`,
           metric && historyChart(metric))),
       el("div", { class: "lab-columns", data: { key: "more" } }, experimentsCard(app),
         state.trouble.length > 0 && troubleCard(app, state)));
   }
-
   /** Dots by start time, the best so far as a step line, failures on the baseline. */
   function historyChart(metric) {
-    const direction = app.lab.metrics.find((one) => one.metric_name === metric)?.direction;
+    const { direction } = app.lab.metrics.find((one) => one.metric_name === metric) ?? {};
     group.keep([metric]);
     const chart = group.chart(metric, { direction });
     if (chart.runs === state.history) return chart.figure;
@@ -62,21 +53,18 @@ export function create(app, root) {
     const values = measured.map((run) => run.final_metrics[metric]);
     let best = values[0];
     const steps = values.map((value) => (best = (direction === "minimize" ? Math.min : Math.max)(best, value)));
-    const labels = (of, name) => of.map((run) => `${run[name] ?? ""} ${shortId(run.run_id)}`);
-    chart.setSeries([
-      { id: "best", label: "best so far", slot: "good", mode: "step", curve: curveOf(measured, steps) },
-      { id: "runs", label: "run", slot: "accent", mode: "dots", runs: measured, curve: curveOf(measured, values),
-        labels: labels(measured, "model_name") },
-      lost.length > 0 && { id: "lost", label: "failed or killed", slot: "bad", mode: "cross",
-        curve: curveOf(lost, lost.map(() => null)), labels: labels(lost, "status") }].filter(Boolean));
+    const series = (id, slot, mode, of, ys, name) => ({ id, slot, mode, runs: of, label: id, curve: curveOf(of, ys),
+      labels: name && of.map((run) => `${run[name] ?? ""} ${shortId(run.run_id)}`) });
+    chart.setSeries([series("best so far", "good", "step", measured, steps),
+      series("run", "accent", "dots", measured, values, "model_name"),
+      ...(lost.length ? [series("failed or killed", "bad", "cross", lost, lost.map(() => null), "status")] : [])]);
     return chart.figure;
   }
 
   delegate(root, "change", { board: (target) => app.change({ [target.dataset.name]: target.value }) });
   delegate(root, "click", {
     open: (target, event) => { if (!event.target.closest("a")) app.go("runs", { run: target.dataset.ref }); },
-    jump: () => root.querySelector("[data-key=Experiments]").scrollIntoView(),
-  });
+    jump: () => root.querySelector("[data-key=Experiments]").scrollIntoView(), });
   return {
     async update() {
       if (await app.load(root, async () => { await fetchAll(); return true; }, !state.asked)) draw();
@@ -86,14 +74,12 @@ export function create(app, root) {
       if (isFull) await fetchAll();
       draw();
     },
-    close: () => group.keep(),
-  };
+    close: () => group.keep(), };
 }
 
 const byStart = (a, b) => (a.timestamp < b.timestamp ? -1 : 1);
 const curveOf = (runs, values) => ({ x: runs.map((run) => Date.parse(run.timestamp) / 1000),
   first: values, min: values, max: values, last: values });
-
 /** A row of a list that opens its run. */
 const runRow = (app, run, cells) => ({ key: run.run_id, runId: run.run_id, ref: refOf(run.run_id), act: "open",
   cells: [el("a", { href: app.href("runs", { run: refOf(run.run_id) }) }, el("code", {}, shortId(run.run_id))),
@@ -101,15 +87,14 @@ const runRow = (app, run, cells) => ({ key: run.run_id, runId: run.run_id, ref: 
 
 function tiles(app) {
   const { counts, n_runs: n, experiments } = app.lab;
-  const tile = (name, value, label, query) => el("a", { class: "lab-tile", href: app.href("runs", query),
-    data: { count: name, key: name, bad: query?.status !== "running" && query && value > 0 && "yes" } },
-  el("b", {}, value.toLocaleString("en")), ` ${label}`);
+  const tile = (name, value, query, word = name) => el("a", { class: "lab-tile", href: app.href("runs", query),
+    data: { count: name, key: name } }, el("b", {}, value.toLocaleString("en")), ` ${word}`);
+  const plural = (length) => (length === 1 ? "" : "s");
   return el("nav", { class: "lab-tiles", "aria-label": "Counts", data: { key: "counts" } },
-    tile("runs", n, n === 1 ? "run" : "runs"), tile("running", counts.running, "running", { status: "running" }),
-    el("div", { class: "lab-pair", data: { key: "trouble" } },
-      ["failed", "killed"].map((status) => tile(status, counts[status], status, { status }))),
-    el("button", { type: "button", class: "lab-tile", data: { count: "experiments", key: "exp", act: "jump" } },
-      el("b", {}, experiments.length), ` experiment${experiments.length === 1 ? "" : "s"}`));
+    tile("runs", n, {}, `run${plural(n)}`),
+    ["running", "failed", "killed"].map((status) => tile(status, counts[status], { status })),
+    button([el("b", {}, experiments.length), ` experiment${plural(experiments.length)}`],
+      { count: "experiments", key: "experiments", act: "jump" }, { class: "lab-tile" }));
 }
 
 function liveCard(app, metric) {
@@ -123,20 +108,19 @@ function liveCard(app, metric) {
   })));
 }
 
-function controls(lab, asked) {
+function controls(lab, { metric_name: metric = "", order, top_k: top }) {
   const pick = (name, value, label, options) => el("label", {}, `${label} `,
     el("select", { value, data: { change: "board", name } }, options));
-  const known = orderMetrics(lab.metrics);
-  const names = known.includes(asked.metric_name) ? known : [asked.metric_name ?? "", ...known];
-  const sizes = [...new Set([5, 10, 20, 50, asked.top_k])].sort((a, b) => a - b);
+  const sizes = [...new Set([5, 10, 20, 50, top])].sort((a, b) => a - b);
+  const names = [...new Set([...orderMetrics(lab.metrics), metric])];
   return el("form", { class: "lab-filters", data: { submit: "none" } },
-    pick("metric", asked.metric_name ?? "", "Metric", names.map((name) => option(name))),
-    pick("order", asked.order, "Order", Object.entries(ORDERS).map(([value, text]) => option(value, text))),
-    pick("top", String(asked.top_k), "Show", sizes.map((n) => option(String(n), `top ${n}`))));
+    pick("metric", metric, "Metric", names.map((name) => option(name))),
+    pick("order", order, "Order", Object.entries(ORDERS).map(([value, text]) => option(value, text))),
+    pick("top", String(top), "Show", sizes.map((n) => option(n, `top ${n}`))));
 }
 
-function boardTable(app, { top, missing, asked }) {
-  if (!top.length) return message("nomatch", missing || "No run has a value to rank yet");
+function boardTable(app, { top, asked }) {
+  if (!top.length) return message("nomatch", "No run has a value to rank yet");
   const isShown = (name) => !["model_name", "experiment_name"].includes(name);
   const names = differingParams(top).filter(isShown).slice(0, 3);
   const values = top.map((run) => run.metric_value);

@@ -1,12 +1,11 @@
 /** One run: as the panel beside the table, and as a page of its own (#/run?id=...). */
 import { curves, deleteRun, getRun, setNote } from "../api.js";
 import { ChartGroup, toSeries } from "../chart.js";
-import { button, chartsBox, confirmed, delegate, el, errorBox, isSave, listTable, message, muted, render,
+import { attempt, button, chartsBox, confirmed, delegate, el, errorBox, isSave, listTable, message, muted, render,
   toast } from "../dom.js";
 import { bytes, flatten, lastLine, num, param, refOf, shortId, slotOf } from "../format.js";
 import { durationOf, slotMark, statusOf, when } from "../table.js";
 
-const MAX_POINTS = 1200;   // a curve, about two a pixel
 const MAX_DIFF_LINES = 2000;
 
 /** Args: onClose(isDeleted), which a panel has and a page has not. */
@@ -25,13 +24,8 @@ export function create(app, root, onClose = null) {
     state.run = run;
     await fetchCurves();
   }
-
   /** Read the window that is shown; a zoom into a downsampled curve so gets its full resolution. */
-  async function fetchCurves() {
-    const [from, to] = group.range ?? [];
-    state.curves = (await curves([state.run.run_id], { max_points: MAX_POINTS, from, to })).curves;
-  }
-
+  const fetchCurves = async () => { state.curves = await curves([state.run.run_id], group.range); };
   const closer = () => onClose
     && button("×", { act: "close", key: "close" }, { class: "lab-close", "aria-label": "Close the run" });
 
@@ -111,15 +105,13 @@ export function create(app, root, onClose = null) {
     const name = shortId(state.run.run_id);
     const detail = "It goes to the trash and leaves every list. Its artifact files stay where they are.";
     if (!await confirmed(`Delete run ${name}?`, detail, "Delete")) return;
-    try {
+    await attempt("Not deleted", async () => {
       await deleteRun(state.run.run_id);
       await app.refresh();
       toast(`Run ${name} is in the trash`);
       if (onClose) onClose(true);
       else app.go("runs", {});
-    } catch (error) {
-      toast(`Not deleted: ${error.message}`);
-    }
+    });
   }
 
   delegate(root, "click", { close: () => onClose(), edit: () => edit(true), cancel: () => edit(false), save, trash,
@@ -148,8 +140,7 @@ export function create(app, root, onClose = null) {
       if (run.status === "running") await fetchCurves();
       draw();
     },
-    runId: () => state.run?.run_id,
-    close: () => { group?.keep(); state.run = null; },
+    runId: () => state.run?.run_id, close: () => { group?.keep(); state.run = null; },
   };
 }
 

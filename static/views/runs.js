@@ -14,20 +14,16 @@ const without = (names) => Object.fromEntries(names.map((name) => [name, ""]));
 export function create(app, root) {
   // `asked` is the question that `rows` (sparse) answer; `from` is where a Shift range begins.
   const state = { rows: [], total: null, asked: null, pending: new Set(), from: 0, error: null };
-  const bar = el("div", { class: "lab-bar-box" });
+  const [bar, note, foot] = ["bar-box", "note-box", "foot"].map((name) => el("div", { class: `lab-${name}` }));
   const list = el("section", { class: "lab-listing", "aria-label": "Runs" });
-  const note = el("div", { class: "lab-note-box" });
-  const foot = el("div", { class: "lab-foot" });
   const side = el("aside", { class: "lab-side", "aria-label": "Run", hidden: true });
   const grid = new Grid(list, { onOpen: (run) => run && app.change({ run: refOf(run.run_id) }), onSelect: select,
     onSort: ({ sort, isGoodHigh }) => app.change({ sort: nextSort(app.query.sort, sort, isGoodHigh) }), onNeed: need });
-  let panel = null;
-  let typing = null;
+  let [panel, typing] = [null, null];   // the open run's view; the timer that waits for a word's end
   list.append(note, foot);
   root.append(el("h1", { class: "lab-hidden" }, "Runs"), el("div", { class: "lab-left" }, bar, list), side);
 
   const params = () => ({ ...filtersOf(app.query), ...sortOf(app.query) });
-
   /** Fetch page `n` and put its rows in their places; an answer to an older question is dropped. */
   async function fetchPage(n) {
     const { asked } = state;
@@ -50,7 +46,6 @@ export function create(app, root) {
       fetchPage(n).then(draw, (error) => toast(error.message));
     }
   }
-
   /** Pages around what is on screen, again: the counts have changed, or it has been a while. */
   async function refetch() {
     const top = state.rows[0]?.run_id;
@@ -60,7 +55,6 @@ export function create(app, root) {
     const added = state.rows.findIndex((run) => run?.run_id === top);
     if (added > 0 && scroller.scrollTop > 0) scroller.scrollTop += added * rowHeight;  // what is read stays put
   }
-
   /** Ask again where the address asks something else; old rows stay, dimmed, until the answer is here. */
   async function fetchChanged() {
     const asked = JSON.stringify(params());
@@ -98,8 +92,7 @@ export function create(app, root) {
     if (total) grid.show({ rows, total, columns, sort: query.sort, selection, open: query.run });
     const clear = button("Clear all filters", { act: "clearFilters" });
     render(note, error ? message("error", "The lab did not answer this question", el("p", {}, error.message),
-      button("Retry", { act: "retry" }), " ", clear)
-      : total === 0 && message("nomatch", "No run matches",
+      button("Retry", { act: "retry" }), " ", clear) : total === 0 && message("nomatch", "No run matches",
         el("p", {}, `${count(lab.n_runs, "run")} in this lab; take a filter off to see more.`), clear));
     drawFoot(selection.filter(Boolean).length);
     root.dataset.panel = query.run ? "open" : "closed";
@@ -110,7 +103,8 @@ export function create(app, root) {
       n > 0 && ` · ${n} selected`, n > MAX_COMPARED && ` · at most ${MAX_COMPARED} can be compared`];
     const link = { class: "lab-button lab-primary", href: app.href("compare"), data: { do: "compare" } };
     render(foot, el("span", { role: "status" }, says), n > 0 && el("span", { class: "lab-row" },
-      n > 1 && n <= MAX_COMPARED && el("a", link, `Compare ${n}`), button("Copy link", { copy: location.href }), button("Clear", { act: "clearSelection" })));
+      n > 1 && n <= MAX_COMPARED && el("a", link, `Compare ${n}`), button("Copy link", { copy: location.href }),
+      button("Clear", { act: "clearSelection" })));
   }
 
   async function showPanel() {
@@ -127,7 +121,6 @@ export function create(app, root) {
     if (opened) grid.body.querySelector(`tr[data-run-id="${CSS.escape(opened)}"]`)?.focus({ preventScroll: true });
     return undefined;
   }
-
   /** Close the panel; after a run was deleted, read the list afresh. */
   function closePanel(isDeleted) {
     if (isDeleted) state.asked = null;
@@ -136,9 +129,7 @@ export function create(app, root) {
 
   delegate(root, "click", {
     unfilter: (target) => app.change(without(target.dataset.names.split(","))),
-    clearFilters: () => app.change(without(FILTER_NAMES)),
-    clearSelection: () => app.change({}, { selection: [] }),
-  });
+    clearFilters: () => app.change(without(FILTER_NAMES)), clearSelection: () => app.change({}, { selection: [] }), });
   delegate(root, "change", { filter: ({ dataset: { name }, value }) => app.change({
     ...(name === "metric_name" && !value ? without(["metric_min", "metric_max"]) : {}), [name]: value }) });
   delegate(root, "input", { filter: ({ dataset: { name }, value }) => {

@@ -27,7 +27,7 @@ test("durations and ages take their largest units", () => {
     ["0.42 s", "12 s", "3 m 05 s", "2 h 07 m", "3 d 04 h", "–"]);
   const now = Date.parse("2026-11-24T12:00:00Z");
   assert.equal(format.ago("2026-11-24T11:59:58.000000Z", now), "just now");
-  assert.equal(format.ago("2026-11-24T11:59:20.000000Z", now), "40 s ago");
+  assert.equal(format.ago("2026-11-24T11:59:20.000000Z", now), "40 seconds ago");
   assert.equal(format.ago("2026-11-24T09:00:00.000000Z", now), "3 hours ago");
   assert.equal(format.ago("no time", now), "–");
 });
