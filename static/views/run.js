@@ -58,7 +58,7 @@ export function create(app, root, onClose = null) {
     const text = el("span", { class: note ? null : "lab-muted" }, note || "Add a note");
     if (!state.isEditing) {
       return el("div", { class: "lab-note", data: { key: "note" } },
-        button(text, { act: "edit" }, { "aria-label": `Edit note: ${note || "none yet"}` }));
+        button(text, { act: "edit" }, { "aria-label": `Edit note: ${note || "Add a note"}` }));
     }
     return el("div", { class: "lab-note", data: { key: "editor" } },
       el("textarea", { rows: "3", maxlength: "10000", "aria-label": "Note", value: note, data: { keydown: "note" },
