@@ -142,6 +142,7 @@ class AgentAnswer(BaseModel):
     used_run_ids: list[str] = []
     comparison: ComparisonResult | None = None
     flagged_run_id: str | None = None
+    previous_note: str | None = None      # what the flagged run's note was before
     answered_by: str = BUILTIN
     steps: list[Step] = []
 
@@ -860,6 +861,7 @@ class Question:
             self._require(*_time_condition(since, until))
             text = self.text.replace(said, " ")
         self.shape = self._shape(self._note_words(text))
+        self._leave_out_repeats()
         self._number_conditions()
         if not self.named("id"):
             self._state_conditions()
@@ -985,6 +987,15 @@ class Question:
             return Mention("unknown", (), "_".join(raws)), width
         return None
 
+    def _leave_out_repeats(self) -> None:
+        """Take "across seeds" and "over 5 repeats" out: they are averaged over, not grouped by."""
+        def left(found: re.Match) -> str:
+            is_seed = not found[1] or {"seed", "random"} & {
+                atom for name in self.at(found[1]).names for atom in atoms_of(name)}
+            return "" if is_seed else found.group()
+        self.shape = re.sub(r" ?\b(?:across|over)(?: the| my| all| its| different| \d+)* "
+                            r"(?:(P\d+)|repeats?|repetitions?)\b(?! -?[\d.])", left, self.shape)
+
     def _number_conditions(self) -> None:
         """Take "lr below 0.1", "seed 2", "accuracy between 0.8 and 0.9" out of the shape."""
         self.shape = re.sub(r" (?:true (?:and|or|vs) false|false (?:and|or|vs) true)\b", "",
@@ -1013,12 +1024,13 @@ class Question:
         bounds = [float(v) for v in re.findall(_PLAIN, part["b"] + part["m"])]
         op, percent = (">=" if part["h"] else _op(part.get("o", ""))), bool(part["p"])
         rounds = kind == "metric" and op == "=" and not percent
-        digits = len(part["b"].partition(".")[2]) if rounds else -1
+        digits = len(part["b"].partition(".")[2]) if rounds and not part["m"] else 0
 
         def keeps(run: Run) -> bool:
             values = [v for name in names if (v := get(run, (kind, name))) is not None]
-            if digits >= 0:                  # accuracy 0.95 means what rounds to 0.95
-                return any(math.isfinite(v) and round(v, digits) in bounds for v in values)
+            if digits >= 3:                  # 0.947 is a number read off a table, there rounded
+                return any(abs(v - bound) <= 0.5 * 10 ** -digits * (1 + 1e-9)
+                           for v in values for bound in bounds)
             return any(passes(v, op, bound, percent) for v in values for bound in bounds) and (
                 not part["h"] or any(passes(v, "<=", float(part["h"]), percent) for v in values))
         if len(bounds) > 1 and kind == "param":
@@ -1352,6 +1364,8 @@ class Plan:
             return (yield from self.rank())
         if q.asks(_INVENTORY) and not q.asks("runs"):
             return (yield from self.inventory())
+        if (words := q.strange()) and not (q.conditions or q.end or q.named("metric")):
+            return self.help(f"I do not understand {', '.join(repr(w[0]) for w in words[:3])}.")
         if q.conditions or q.end or q.mentions or q.asks("runs?|list|notes?|experiments?|models?"):
             return (yield from self.listing())
         return self.help("I did not understand that.")
@@ -2347,6 +2361,8 @@ def _answer(done: AIMessage, who: str, box: Toolbox) -> AgentAnswer:
     return AgentAnswer(intent=done.additional_kwargs["intent"], natural_language_answer=text,
                        used_run_ids=runs, comparison=compared,
                        flagged_run_id=changed.run_id if changed and changed.note else None,
+                       previous_note=(box.changes[-1].old_note or None
+                                      if changed and changed.note else None),
                        answered_by=who, steps=box.steps)
 
 

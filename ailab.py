@@ -340,6 +340,7 @@ class AgentAnswer(BaseModel):
     used_run_ids: list[str] = _about("runs it speaks of")
     comparison: dict[str, Any] | None = _about("metric_keys, param_keys and runs of a comparison")
     flagged_run_id: str | None = _about("the run whose note was written")
+    previous_note: str | None = _about("the note that was there before")
     answered_by: str = _about("the planner that answered")
     steps: list[dict[str, Any]] = _about("tools called, in order")
 

@@ -251,6 +251,7 @@ def test_a_plain_order_writes_the_note(writable, question, head, note):
     assert notes(lab) == {k: v for k, v in expected.items() if v is not None}
     assert answer.intent == "flag_run" and run_id in answer.used_run_ids
     assert answer.flagged_run_id == (run_id if note else None)
+    assert answer.previous_note == (before.get(run_id) if note else None)
     old = repr(before[run_id]) if run_id in before else "empty"
     assert f"before it was {old}" in answer.natural_language_answer
     assert (repr(note) if note else "cleared") in answer.natural_language_answer
