@@ -860,6 +860,7 @@ class Question:
         if said:
             self._require(*_time_condition(since, until))
             text = self.text.replace(said, " ")
+        text = self._epoch_words(text)
         self.shape = self._shape(self._note_words(text))
         self._leave_out_repeats()
         self._number_conditions()
@@ -885,6 +886,14 @@ class Question:
         self.conditions.append(Condition(*condition))
 
     # Reading, in the order of __init__.
+
+    def _epoch_words(self, text: str) -> str:
+        """Take "at which epoch" or "at epoch 5" out; self.epoch is "which" or the number."""
+        found = re.search(r"\b(?:(?:(?:at|in|on|after) )?(?:which|what) epoch|"
+                          r"(?:at|in|on|after) (?:the )?"
+                          r"(?:epoch (\d+)|(first|last|final) epoch))\b", text, re.I)
+        self.epoch = (found[1] or found[2] or "which").lower() if found else ""
+        return text[:found.start()] + " " + text[found.end():] if found else text
 
     def _note_words(self, text: str) -> str:
         found = re.search(r"\bnotes? (?:that )?(?:contain(?:s|ing)?|say(?:s|ing)?|mention(?:s|"
@@ -1341,6 +1350,8 @@ class Plan:
             return Reply("clarify", f"I could not read the condition {unread.group()!r} in this "
                          "question. Ask for one range at a time, such as \"accuracy above 0.9\".")
         ids = q.named("id")
+        if q.epoch and q.named("metric") and len(ids) < 2:
+            return (yield from self.at_epoch())
         if len(ids) > 1 or q.asks(_COMPARE) and (bool(q.end) if ids else not q.group):
             return (yield from self.compare())
         if ids:
@@ -1654,6 +1665,46 @@ class Plan:
                    f"the final one is {self.value(run, column, named=False)}."
         has = get(run, column) is not None
         return f"Its {self.value(run, column)}." if has else f"It has no {column[1]} recorded."
+
+    def at_epoch(self) -> Planned:
+        """When a metric of one run was lowest or highest, or its value at an epoch."""
+        q, name, lead = self.q, metric_of(self.q.named("metric")[0]), "In run"
+        if ids := q.named("id"):
+            run = yield from self._by_id(ids[0].names[0])
+        else:
+            low = q.asks("lowest|smallest|minimum|min|least")
+            side = "low" if low else "high" if q.asks("highest|largest|maximum|max") else "best"
+            q.end = "best" if q.asks("best") else q.end if q.end in ("new", "old") else side
+            column = yield from self.column()
+            pairs = (yield from self.top(1, column)) if column else []
+            if not pairs:
+                return (yield from self._nothing(column))
+            run = yield from self._by_id(pairs[0][1].run_id)
+            lead = f"{self._title('', column)} is {self.tag(run)}. In run"
+        said = self._epoch_fact(run, name)
+        return Reply("run_details", f"{lead} {self.short(run)} {said}", [run.run_id])
+
+    def _epoch_fact(self, run: Run, name: str) -> str:
+        """What the summary of a metric tells about an epoch; else the command that shows it."""
+        summary = next((m for m in run.metrics if m.get("metric_name") == name), {})
+        asked, unit = self.q.epoch, "epoch" if summary.get("last_epoch") is not None else "step"
+        if asked == "which":
+            low = self.q.asks("lowest|smallest|minimum|min|least") or not self.q.asks(
+                "highest|largest|maximum|max") and self._low(("metric", name))
+            ends, shown = ["min" if low else "max"], "lowest" if low else "highest"
+        else:
+            ends = {"first": ["first"], "last": ["last"], "final": ["last"]}.get(
+                asked, ["first", "last", "min", "max"])
+            shown = asked
+        for end in ends:
+            place, value = summary.get(f"{end}_{unit}"), summary.get(f"{end}_value")
+            if place is None or value is None or asked.isdigit() and (
+                    unit != "epoch" or int(asked) != place):
+                continue
+            return f"{name} was {f'{shown} ' * (asked == 'which')}{fmt(value)} at {unit} {place}."
+        what = f"{name} at epoch {asked}" if asked.isdigit() else f"the {shown} {name} by epoch"
+        return (f"I cannot tell {what}: I read summaries only (first, last, lowest, highest). "
+                f"`python ailab.py metrics {self.short(run)} --names {name}` shows every value.")
 
     def details(self, run: Run) -> Reply:
         """One run by id: what was asked of it, else what it is."""

@@ -257,6 +257,30 @@ def test_a_plain_order_writes_the_note(writable, question, head, note):
     assert (repr(note) if note else "cleared") in answer.natural_language_answer
 
 
+def test_a_question_about_an_epoch_is_answered_from_summaries_or_sent_to_the_command(writable):
+    import ailab
+    lab = writable()
+    run_id = next(run_id for run_id in lab.names if run_id.startswith("32c3d4e5"))
+    conn = ailab.open_lab(str(lab.path))
+    try:
+        conn.executemany(
+            "INSERT INTO run_metrics (run_id, epoch, metric_name, metric_value, timestamp)"
+            " VALUES (?, ?, 'val_x', ?, '2026-11-01T10:00:00.000000Z')",
+            [(run_id, 1, 0.8), (run_id, 2, 0.3125), (run_id, 3, 0.5), (run_id, 4, 0.6)])
+        with ailab.lab_logger.transaction(conn):
+            ailab.refresh(conn)
+    finally:
+        conn.close()
+    for question, said in [
+            ("At which epoch was val_x lowest in the best run?", "lowest 0.3125 at epoch 2"),
+            ("At which epoch was val_x lowest in run 32c3d4e5?", "lowest 0.3125 at epoch 2"),
+            ("val_x at epoch 4 of run 32c3d4e5", "0.6 at epoch 4"),
+            ("val_x at epoch 3 of the best run", "metrics 32c3d4e5 --names val_x")]:
+        answer = ask(lab, question)
+        assert said in answer.natural_language_answer, answer.natural_language_answer
+        assert answer.used_run_ids == [run_id]
+
+
 @pytest.mark.parametrize("question", NO_WRITES)
 def test_anything_but_a_plain_order_writes_nothing(writable, question):
     lab = writable()
