@@ -60,7 +60,7 @@ function update(have, want) {
   if (have.style.cssText !== want.style.cssText) have.style.cssText = want.style.cssText;
   if (have.dataset.keep && want.dataset.keep) return;
   render(have, ...want.childNodes);
-  if (have === document.activeElement) return;
+  if (have === document.activeElement && have.matches("textarea, input:not([type=checkbox])")) return;
   if (have.value !== want.value) have.value = want.value;
   if (have.checked !== want.checked) have.checked = want.checked;
 }

@@ -581,7 +581,8 @@ def test_assistant_shows_the_note_it_wrote_and_takes_it_back(sweep, visit):
     expect(page.get_by_text("A note was written")).to_be_visible(timeout=20000)
     assert get(page, f"/runs/{BEST}")["note"].startswith("PUBLISH")
     page.get_by_role("button", name="Undo").click()
-    expect(page.get_by_text("The note was taken off again")).to_be_visible()
+    expect(page.get_by_text("The note before is back").first).to_be_visible()
+    assert get(page, f"/runs/{BEST}")["note"] == "PUBLISH: best so far"
 
 
 def test_assistant_keeps_the_question_when_it_fails(sweep, visit):
@@ -697,3 +698,48 @@ def test_first_load_stays_small(sweep, visit):
         return performance.getEntriesByType('resource').map(one => one.encodedBodySize);
     }""")
     assert len(sizes) <= 20 and sum(sizes) < 150_000
+
+
+def test_charts_share_crosshair_zoom_and_log_axis(sweep, visit):
+    ids = [BEST, run_key("linear_svm", 0.01, 1)]
+    page = visit(f"#/compare?ids={','.join(run_id[:13] for run_id in ids)}")
+    accuracy = page.locator("figure[data-chart=accuracy]")
+    accuracy.get_by_role("slider").focus()
+    page.keyboard.press("Home")
+    for _ in range(11):
+        page.keyboard.press("ArrowRight")
+    for name in ("accuracy", "val_loss", "train_loss"):
+        figure = page.locator(f"figure[data-chart={name}]")
+        expect(figure.get_by_role("slider")).to_have_attribute("aria-valuenow", "12")
+        logged = {point[2] for point in points_of("logistic_regression", 0.1, 0)
+                  if point[:2] == (12, name)}
+        expect(figure.locator("tbody tr", has_text=BEST[:8])).to_contain_text(f"{logged.pop():.4f}")
+    canvas = accuracy.locator("canvas").bounding_box()
+    middle = canvas["y"] + canvas["height"] / 2
+    page.mouse.move(canvas["x"] + canvas["width"] * 0.5, middle)
+    page.mouse.down()
+    page.mouse.move(canvas["x"] + canvas["width"] * 0.8, middle, steps=4)
+    page.mouse.up()
+    other = page.locator("figure[data-chart=val_loss]").get_by_role("slider")
+    expect(other).not_to_have_attribute("aria-valuemin", "1")
+    page.mouse.dblclick(canvas["x"] + canvas["width"] * 0.6, middle)
+    expect(other).to_have_attribute("aria-valuemin", "1")
+    page.get_by_label("log y").check()
+    page.wait_for_function("location.hash.includes('log=y')")
+    page.go_back()
+    expect(page.get_by_label("log y")).not_to_be_checked()
+
+
+def test_a_run_keeps_its_colour_when_another_is_taken_out(sweep, visit):
+    ids = [run_key("perceptron", 0.01, seed) for seed in SEEDS]
+    page = visit("#/runs")
+    select(page, *ids)
+    third = page.locator(f"tr[data-run-id='{ids[2]}'] .lab-swatch")
+    colour = third.evaluate("node => getComputedStyle(node).borderTopColor")
+    select(page, ids[0])
+    expect(page.locator(".lab-foot")).to_contain_text("2 selected")
+    assert third.evaluate("node => getComputedStyle(node).borderTopColor") == colour
+    page.locator("[data-do=compare]").click()
+    expect(page.locator("h1")).to_have_text("Compare 2 runs")
+    in_compare = page.locator(".lab-head", has_text=ids[2][:8]).first.locator(".lab-swatch")
+    assert in_compare.evaluate("node => getComputedStyle(node).borderTopColor") == colour

@@ -44,7 +44,7 @@ export function create(app, root) {
   }
 
   const undo = (turn) => attempt("Not undone", async () => {
-    await setNote(turn.answer.flagged_run_id, null);
+    await setNote(turn.answer.flagged_run_id, turn.answer.previous_note ?? null);
     turn.isUndone = true;
     draw();
   });
@@ -74,8 +74,8 @@ export function create(app, root) {
         class: "lab-button", href: app.href("compare", {}, refsOf(used)), data: { do: "compare" } }, "Compare these")),
       comparison?.runs.length > 0 && comparisonTable(comparison),
       flagged && el("div", { class: "lab-flagged", data: { key: "flagged" } }, chip(flagged, runs.get(flagged)),
-        turn.isUndone ? " The note was taken off again." : [" A note was written: ", el("b", {}, runs.get(flagged)?.note),
-          " ", button("Undo", { act: "undo", turn: index }, { title: "Take the note off" })]), footer(answer, seconds)];
+        turn.isUndone ? " The note before is back." : [" A note was written: ", el("b", {}, runs.get(flagged)?.note),
+          " ", button("Undo", { act: "undo", turn: index }, { title: "Put the note back as it was" })]), footer(answer, seconds)];
   }
 
   function chip(runId, run) {
