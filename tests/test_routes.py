@@ -135,7 +135,7 @@ def test_a_question_is_answered_with_its_parts(lab, api):
     assert status == 200
     assert set(strict(answer)) == {
         "intent", "natural_language_answer", "used_run_ids", "comparison", "flagged_run_id",
-        "answered_by", "steps"}
+        "answered_by", "steps", "previous_note"}
     assert answer["answered_by"] == "builtin planner"
     assert {lab.ids["lr_01"], lab.ids["svm_01"]} & set(answer["used_run_ids"])
 
