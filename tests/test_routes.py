@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 import ailab
 import lab_logger
 
-ROUTES = {                            # as DESIGN.md lists them: route -> model of the answer
+ROUTES = {                            # route -> model of the answer
     ("GET", "/health"): None,
     ("GET", "/runs"): list[ailab.RunSummary],
     ("GET", "/runs/{run_id}"): ailab.RunDetail,
