@@ -89,7 +89,11 @@ def bench_eight() -> None:
 
 
 def bench_runs(folder: str) -> None:
+    """Whole short runs into a lab that the reader has indexed; the baseline keeps no index."""
+    import ailab
     import lab_logger
+
+    ailab.open_lab(os.environ["DB_PATH"]).close()
 
     @lab_logger.log_run(experiment_name="short")
     def train(a=1, b=2, c=3, d=4, e=5, f=6, g=7, h=8, i="x", j="y"):
