@@ -1,12 +1,7 @@
 /** The lab's HTTP API: one function a route, plain data out; a failure throws ApiError(detail). */
 
 /** The API's own sentence; `status` 0 means that no server answered. */
-export class ApiError extends Error {
-  constructor(detail, status) {
-    super(detail);
-    this.status = status;
-  }
-}
+export class ApiError extends Error { status = 0; }
 
 /** Whether the server answers: dispatches "change"; `since` is when it was last heard, in ms. */
 export const connection = Object.assign(new EventTarget(), { isOnline: true, since: Date.now() });
@@ -25,12 +20,13 @@ async function request(url, options = {}) {
   } catch (error) {
     if (error.name === "AbortError") throw error;
     heard(false);
-    throw new ApiError("The lab's server does not answer: is `python ailab.py serve` still running?", 0);
+    throw new ApiError("The lab's server does not answer: is `python ailab.py serve` still running?");
   }
   heard(true);
   const { ok, status, headers } = response;
   const body = await response.json().catch(() => null);
-  if (!ok || body === null) throw new ApiError(body?.detail ?? `${url} answered ${status} without JSON`, status);
+  const detail = body?.detail ?? `${url} answered ${status} without JSON`;
+  if (!ok || body === null) throw Object.assign(new ApiError(detail), { status });
   return headers.has("X-Total-Count") ? { rows: body, total: Number(headers.get("X-Total-Count")) } : body;
 }
 
@@ -49,9 +45,9 @@ export const lab = () => request("/lab");
 /** {rows, total}: a page of run summaries, and how many match. */
 export const listRuns = (params) => request(`/runs${search(params)}`);
 export const getRun = (runId) => request(path(runId));
-/** All curves of these runs inside a range of x ([from, to], or null for all), downsampled to about two points a pixel. */
-export const curves = async (ids, range) =>
-  (await request(`/curves${search({ ids, from: range?.[0], to: range?.[1], max_points: 1200 })}`)).curves;
+/** Curves of these runs inside a range of x ([from, to], null for all); `more` is names, x, max_points (two a pixel). */
+export const curves = async (ids, range, more) =>
+  (await request(`/curves${search({ ids, from: range?.[0], to: range?.[1], max_points: 1200, ...more })}`)).curves;
 export const compareRuns = (ids) => request(`/runs/compare${search({ ids })}`);
 export const leaderboard = (params) => request(`/runs/leaderboard${search(params)}`);
 export const setNote = (runId, note) => request(`${path(runId)}/note`, send("PATCH", { note }));

@@ -168,6 +168,7 @@ async function look() {
   else if (current && html.dataset.ready) await current.view.tick?.(isFull);
 }
 
+delegate(document, "change", { log: (target) => app.change({ log: target.checked ? "y" : "" }) });
 delegate(document, "click", {
   theme: () => setTheme(isDark() ? "light" : "dark"), reconnect: tick,
   retry: () => { leave(); main.replaceChildren(); (app.lab ? route : tick)(); },

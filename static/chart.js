@@ -21,14 +21,22 @@ export const redrawAll = () => live.forEach((chart) => { chart.colours.clear(); 
 
 /** What charts side by side have in common. */
 export class ChartGroup {
-  /** Args: xName (epoch, time), isLog, range ([from, to] or null), onRange(range), onPick(series, index). */
-  constructor({ xName = "epoch", isLog = false, range = null, onRange = () => {}, onPick = null } = {}) {
-    Object.assign(this, { xName, isLog, range, onRange, onPick, cursor: null, charts: new Map() });
+  /** Args: xName (epoch, time), isLog, base (values that y always shows), onRange(range), onPick(series, index). */
+  constructor({ xName = "epoch", isLog = false, base = [], onRange = () => {}, onPick = null } = {}) {
+    Object.assign(this, { xName, isLog, base, onRange, onPick, range: null, cursor: null, charts: new Map() });
   }
-  /** The group's chart of that name, made at its first mention. */
-  chart(name, options) {
-    if (!this.charts.has(name)) this.charts.set(name, new Chart(this, name, options));
-    return this.charts.get(name);
+  /**
+   * The figures of these charts, [{name, series, title, direction, labelName}], in order. A chart is
+   * made at its first mention, and dropped where it is not mentioned.
+   */
+  figures(all) {
+    this.keep(all.map(({ name }) => name));
+    return all.map(({ name, series, ...options }) => {
+      const chart = this.charts.get(name) ?? new Chart(this, name, options);
+      this.charts.set(name, chart);
+      chart.setSeries(series);
+      return chart.figure;
+    });
   }
   set(changes) {
     Object.assign(this, changes);
@@ -91,7 +99,7 @@ class Chart {
     const within = ({ x }, column) =>
       column.filter((y, i) => x[i] >= xRange[0] && x[i] <= xRange[1] && (!isLog || y > 0));
     const seen = curves.flatMap((curve) => [within(curve, curve.min), within(curve, curve.max)]);
-    const yRange = padded(extent(seen) ?? [isLog ? 0.1 : 0, 1], 0.06, isLog);
+    const yRange = padded(extent([...seen, this.group.base]) ?? [isLog ? 0.1 : 0, 1], 0.06, isLog);
     return { width, height, xRange, yRange, isLog, x: scale(xRange, [EDGE.left, width - EDGE.right]),
       y: scale(yRange, [height - EDGE.bottom, EDGE.top], isLog) };
   }
@@ -123,8 +131,7 @@ class Chart {
       .filter((tick) => isTime || Number.isInteger(tick) || span < 2);
     const ys = (isLog ? logTicks : niceTicks)(...yRange, Math.max(2, Math.floor(height / 45)));
     pen.strokeStyle = this.colour("line");
-    const lines = ys.map((tick) => Math.round(y(tick)) + 0.5);
-    for (const at of lines) strokePath(pen, [[EDGE.left, at], [width - EDGE.right, at]]);
+    for (const tick of ys) strokePath(pen, [EDGE.left, width - EDGE.right].map((px) => [px, Math.round(y(tick)) + 0.5]));
     render(this.yTicks, ys.map((tick) => el("span", { style: { top: `${y(tick)}px` } }, tickText(tick))));
     render(this.xTicks, xs.map((tick) => el("span", { style: { left: `${x(tick)}px` } },
       isTime ? timeLabel(tick, span) : tickText(tick))));
@@ -256,8 +263,7 @@ class Chart {
   }
 }
 
-const isExtreme = (tick) => Math.abs(tick) >= 1e6 || (tick !== 0 && Math.abs(tick) < 1e-4);
-const tickText = (tick) => (isExtreme(tick) ? tick.toExponential() : String(tick));
+const tickText = (tick) => String(tick && (Math.abs(tick) >= 1e6 || Math.abs(tick) < 1e-4) ? tick.toExponential() : tick);
 
 function strokePath(pen, points, lineWidth = 1) {
   Object.assign(pen, { lineWidth });

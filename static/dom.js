@@ -40,10 +40,8 @@ export function render(parent, ...children) {
     else parent.insertBefore(have ?? want, at);
     if (have) update(have, want);
   }
-  while (at) {
-    at = at.nextSibling;
-    (at?.previousSibling ?? parent.lastChild).remove();
-  }
+  while (at?.nextSibling) at.nextSibling.remove();
+  at?.remove();
 }
 
 function update(have, want) {
@@ -83,10 +81,8 @@ export const isSave = (event) => event.key === "Enter" && !event.shiftKey && !ev
 export const option = (name, text = name) => Object.assign(el("option", {}, text), { value: name });
 
 /** A message in place of content: kind is loading, empty, nomatch or error. */
-export function message(kind, title, ...children) {
-  return el("div", { class: "lab-message", role: kind === "error" ? "alert" : "status", data: { state: kind } },
-    el("h2", {}, title), children);
-}
+export const message = (kind, title, ...children) => el("div", { class: "lab-message", data: { state: kind },
+  role: kind === "error" ? "alert" : "status" }, el("h2", {}, title), children);
 
 /** An error's message with the API's own sentence and Retry. */
 export const errorBox = (error) => message("error", error.status === 404 ? "Not in this lab" : "That did not work",

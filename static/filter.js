@@ -20,38 +20,28 @@ export function filtersOf(query) {
 }
 
 /** `sort=-metrics.accuracy` as the API's sort and order. */
-export function sortOf({ sort }) {
-  if (!sort) return {};
-  return sort.startsWith("-") ? { sort: sort.slice(1), order: "desc" } : { sort, order: "asc" };
-}
+export const sortOf = ({ sort }) =>
+  (sort ? { sort: sort.replace(/^-/, ""), order: sort.startsWith("-") ? "desc" : "asc" } : {});
 
 /** The next sort of a header: its good end, the other one, off. */
 export function nextSort(current, name, isGoodHigh) {
-  const [first, second] = isGoodHigh ? [`-${name}`, name] : [name, `-${name}`];
-  if (current === first) return second;
-  return current === second ? "" : first;
+  const ends = isGoodHigh ? [`-${name}`, name] : [name, `-${name}`];
+  return [...ends, ""][ends.indexOf(current) + 1];
 }
 
-/** The known values of a filter, the chosen one among them. */
-function valuesOf(lab, { name, from, key }, chosen) {
-  const known = name === "status" ? Object.keys(lab.counts).filter((status) => lab.counts[status])
-    : lab[from].map((row) => row[key]).filter(Boolean);
-  return chosen && !known.includes(chosen) ? [...known, chosen] : known;
-}
-
-function choice(lab, filter, query) {
-  const chosen = query[filter.name] ?? "";
-  const values = valuesOf(lab, filter, chosen);
-  if (values.length < 2 && !chosen && filter !== METRIC) return null;
-  return el("select", { value: chosen, "aria-label": filter.label,
-    data: { change: "filter", name: filter.name, key: filter.name } },
-  option("", `any ${filter.label}`), values.map((value) => option(value)));
+/** The known values of a filter, the chosen one among them; a choice of one is none. */
+function choice(lab, { name, label, from, key }, query) {
+  const chosen = query[name] ?? "";
+  const known = from ? lab[from].map((row) => row[key]) : Object.keys(lab.counts).filter((status) => lab.counts[status]);
+  const values = [...new Set([...known, chosen])].filter(Boolean);
+  return (values.length > 1 || chosen || name === METRIC.name) && el("select", { value: chosen, "aria-label": label,
+    data: { change: "filter", name, key: name } }, option("", `any ${label}`), values.map((value) => option(value)));
 }
 
 const box = (name, label, query, props) => el("input", { value: query[name] ?? "", "aria-label": label,
   placeholder: label, autocomplete: "off", data: { input: "filter", name, key: name }, ...props });
 
-/** The row of controls; a choice of one is none. */
+/** The row of controls. */
 export function filterBar(lab, query) {
   const bound = { type: "number", step: "any", class: "lab-narrow" };
   return el("form", { class: "lab-filters", role: "search", "aria-label": "Filter runs", data: { submit: "none" } },

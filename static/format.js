@@ -5,8 +5,7 @@ const SECONDS = { year: 31536000, month: 2592000, day: 86400, hour: 3600, minute
 
 /** A number in 4 significant digits, scientific beyond 1e-4 and 1e6; "NaN" stays, null is a dash. */
 export function num(value) {
-  if (value === null || value === undefined) return MISSING;
-  if (typeof value !== "number") return String(value);
+  if (typeof value !== "number") return String(value ?? MISSING);
   const size = Math.abs(value);
   if (Number.isInteger(value) && size < 1e6) return String(value);
   if (size !== 0 && (size < 1e-4 || size >= 1e6)) return value.toExponential(3);
@@ -28,11 +27,7 @@ export function fixed(value, decimals) {
 }
 
 /** A param as it was typed: 0.001, not 0.0010000; null, "" and a missing one look different. */
-export function param(value) {
-  if (value === undefined) return MISSING;
-  if (value === "") return '""';
-  return typeof value === "string" ? value : JSON.stringify(value);
-}
+export const param = (value) => (typeof value === "string" && value ? value : JSON.stringify(value) ?? MISSING);
 
 /** Seconds as 0.42 s, 12 s, 3 m 05 s, 2 h 07 m, 3 d 04 h. */
 export function duration(seconds) {
@@ -88,7 +83,7 @@ export function flatten(params, prefix = "", into = {}) {
 export function differingParams(runs) {
   const all = runs.map((run) => flatten(run.params));
   const names = new Set(all.flatMap(Object.keys));
-  return [...names].filter((name) => new Set(all.map((params) => param(params[name]))).size > 1);
+  return [...names].filter((name) =>  new Set(all.map((params) => param(params[name]))).size > 1);
 }
 
 /** Names of metrics, the one to open with first: accuracy, else a val_ or test_ one, else the commonest. */
@@ -100,6 +95,25 @@ export function orderMetrics(metrics) {
 
 /** The last line of a traceback that says something. */
 export const lastLine = (text) => (text ?? "").trim().split("\n").pop().trim();
+
+/** How a run ended, its reason taken apart: {kind, head, what, detail}; null where there is nothing to say. */
+export function endingOf({ status, end_reason: reason, error }) {
+  const isBad = status === "failed" || status === "killed";
+  const text = reason || (isBad && `${status}: ${lastLine(error) || "no reason was recorded"}`);
+  if (!text) return null;
+  const [, head = status, kind = status, rest = text] =
+    /^((finished|failed|interrupted|killed|lost)\b[^:]*): (.*)$/s.exec(text) ?? [];
+  const [what, detail = ""] = rest.split(/; (?=(?:at|likely) (?!.*; (?:at|likely) ))/s);
+  return { kind, head, what, detail };
+}
+
+const UNITS = { percent: ", %", gib: ", GiB", c: ", °C", w: ", W" };
+/** Chart and line of a machine's metric: "system/gpu.0.memory_gib" gives ["GPU memory, GiB", "GPU 0"]. */
+export function systemPlace(name) {
+  const [, gpu, what, unit] = /^system\/(?:gpu\.(\w+)\.)?(.*?)(?:_(percent|gib|c|w))?$/.exec(name);
+  const title = `${gpu ? "GPU " : ""}${what.replaceAll("_", " ").replace("cpu", "CPU")}${UNITS[unit] ?? ""}`;
+  return [title.charAt(0).toUpperCase() + title.slice(1), gpu ? `GPU ${gpu}` : what.split("_")[0]];
+}
 
 /** "#/runs?q=a" as {view: "runs", query: {q: "a"}}; the home view is "dashboard". */
 export function parseHash(hash) {
@@ -124,8 +138,6 @@ export const joinSelection = (selection) => selection.join().replace(/,+$/, "");
 export function toggled(selection, runId, on = slotOf(selection, runId) < 0) {
   const place = slotOf(selection, runId);
   if (on === place >= 0) return selection;
-  const free = selection.indexOf(null);
-  const next = [...selection];
-  next[on ? (free < 0 ? next.length : free) : place] = on ? refOf(runId) : null;
-  return next;
+  const free = [...selection, null].indexOf(null);
+  return Object.assign([...selection], on ? { [free]: refOf(runId) } : { [place]: null });
 }

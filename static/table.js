@@ -6,13 +6,13 @@ import { absolute, ago, columnDecimals, differingParams, duration, fixed, flatte
 
 const SPARE_ROWS = 10;     // kept above and below what is seen
 const [N_METRICS, N_PARAMS] = [3, 4];
-const ICONS = { running: "●", finished: "✓", failed: "✕", killed: "†" };
 const FACTS = ["experiment_name", "model_name", "dataset_id", "task_name"];   // params that have a column as facts
-/** A run's status as icon and word. */
-export const statusOf = (status) => el("span", { class: "lab-status", data: { status } },
+const ICONS = { running: "●", finished: "✓", failed: "✕", killed: "†" };
+/** A run's status as icon and word, how it ended in its title. */
+export const statusOf = ({ status, end_reason: title }) => el("span", { class: "lab-status", title, data: { status } },
   el("span", { "aria-hidden": "true" }, ICONS[status] ?? "?"), ` ${status}`);
 /** A time as "3 hours ago", the absolute one in its title. */
-export const when = (iso) => el("time", { datetime: iso, title: absolute(iso) }, ago(iso));
+export const when = (iso) => iso && el("time", { datetime: iso, title: absolute(iso) }, ago(iso));
 /** A number of a column, the full value in its title. */
 export const number = (value, decimals) => el("span", { title: value === undefined ? "not logged" : String(value),
   class: typeof value === "string" && "lab-bad" }, fixed(value, decimals));
@@ -32,13 +32,13 @@ export function durationOf({ duration_s: seconds, status, timestamp }, now = Dat
 export function columnsFor(rows, lab, query) {
   const text = (key, label, width) => ({ key, label, width, cell: (row) => row[key] ?? "" });
   const hasValue = ({ key }) => rows.some((row) => ![null, undefined, ""].includes(row[key]));
-  return [{ key: "status", label: "Status", width: 92, cell: (row) => statusOf(row.status) },
+  return [{ key: "status", label: "Status", width: 92, cell: (row) => statusOf(row) },
     { key: "run_id", label: "Run", width: 96, cell: (row) => el("code", {}, shortId(row.run_id)) },
     ...[text("experiment_name", "Experiment", 200), text("model_name", "Model", 140),
       text("dataset_id", "Dataset", 88)].filter(hasValue),
     ...metricColumns(rows, lab, query), ...paramColumns(rows, query), ...[text("note", "Note", 150)].filter(hasValue),
     { key: "timestamp", label: "Started", width: 112, sort: "timestamp", isGoodHigh: true,
-      cell: (row) => row.timestamp && when(row.timestamp) },
+      cell: (row) => when(row.timestamp) },
     { key: "duration_s", label: "Duration", width: 84, sort: "duration", isNumber: true, cell: (row) => durationOf(row) }
   ];
 }
@@ -57,7 +57,7 @@ function metricColumns(rows, lab, query) {
 function paramColumns(rows, query) {
   const asked = query.sort?.match(/^-?params\.(.+)$/)?.[1];
   const differing = differingParams(rows).filter((name) => !FACTS.includes(name));
-  return [...new Set([...(asked ? [asked] : []), ...differing])].slice(0, N_PARAMS).map((name) => ({
+  return [...new Set([asked, ...differing])].filter(Boolean).slice(0, N_PARAMS).map((name) => ({
     key: `params.${name}`, label: name, sort: `params.${name}`, isNumber: true, isGoodHigh: false, width: 112,
     cell: (row) => param(flatten(row.params)[name]) }));
 }

@@ -508,6 +508,18 @@ def test_deleted_run_leaves_the_list_after_a_question(sweep, visit):
     assert FAILED not in rows_of(page)
 
 
+def test_panel_opened_again_selects_its_run_once(sweep, visit):
+    page = visit("#/runs")
+    for run_id in (BEST, FAILED):
+        page.locator(f"tr[data-run-id='{run_id}'] td[data-col='status']").click()
+        page.locator(f"article[data-run='{run_id}']").get_by_role("button", name="Select").click()
+        expect(page.locator(f"tr[data-run-id='{run_id}']")).to_have_attribute(
+            "aria-selected", "true"
+        )
+        page.get_by_role("button", name="Close the run").click()
+    expect(page.locator("tr[aria-selected=true]")).to_have_count(2)
+
+
 def test_unknown_run_has_its_own_message(sweep, visit):
     page = visit("#/run?id=deadbeef00", provokes="404")
     expect(page.get_by_text("No run deadbeef00 in this lab")).to_be_visible()

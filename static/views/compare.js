@@ -13,10 +13,7 @@ export function create(app, root) {
   const ids = () => app.selection.filter(Boolean);
   const slotAt = (i) => app.selection.flatMap((ref, slot) => (ref ? [slot] : []))[i];
 
-  async function fetchAll() {
-    const [comparison] = await Promise.all([compareRuns(ids()), fetchCurves()]);
-    state.comparison = comparison;
-  }
+  const fetchAll = async () => { [state.comparison] = await Promise.all([compareRuns(ids()), fetchCurves()]); };
   /** Read the window that is shown; a zoom into downsampled curves so gets their full resolution. */
   const fetchCurves = async () => { state.curves = await curves(ids(), group.range); };
 
@@ -58,19 +55,15 @@ export function create(app, root) {
   function curveCharts(runs) {
     const logged = state.curves.filter((curve) => curve.n_points > 0);
     const names = ordered([...new Set(logged.map((curve) => curve.metric_name))]);
-    group.keep(names);
     const at = (curve) => runs.findIndex((run) => run.run_id === curve.run_id);
-    return !names.length ? muted("None of these runs logged points.") : chartsBox(group.isLog, names.map((name) => {
-      const { direction } = app.lab.metrics.find((metric) => metric.metric_name === name) ?? {};
-      const chart = group.chart(name, { direction });
-      chart.setSeries(logged.filter((curve) => curve.metric_name === name && at(curve) >= 0).map((curve) =>
-        toSeries(curve, { label: nameOf(runs[at(curve)]), slot: slotAt(at(curve)) })));
-      return chart.figure;
-    }));
+    return !names.length ? muted("None of these runs logged points.") : chartsBox(group.isLog, group.figures(
+      names.map((name) => ({ name, direction: app.lab.metrics.find((metric) => metric.metric_name === name)?.direction,
+        series: logged.filter((curve) => curve.metric_name === name && at(curve) >= 0).map((curve) =>
+          toSeries(curve, { label: nameOf(runs[at(curve)]), slot: slotAt(at(curve)) })) }))));
   }
 
   function codeTable({ runs, differing_packages: packages }) {
-    const facts = { status: (run) => run.status, "git hash": (run) => run.git_hash?.slice(0, 10) ?? "–",
+    const facts = { ended: (run) => run.end_reason ?? run.status, "git hash": (run) => run.git_hash?.slice(0, 10) ?? "–",
       "uncommitted changes": (run) => (run.git_diff ? "yes" : "no"), python: (run) => run.python_version ?? "–" };
     for (const [name, by] of Object.entries(packages)) facts[name] = (run) => by[run.run_id] ?? "not installed";
     return listTable("Code and packages", ["Fact", ...heads(runs)],
@@ -87,17 +80,15 @@ export function create(app, root) {
 
   delegate(root, "click", { drop: (target) => app.pick(target.dataset.ref),
     equal: () => { state.isAll = !state.isAll; draw(); } });
-  delegate(root, "change", { log: (target) => app.change({ log: target.checked ? "y" : "" }) });
   return {
     async update() {
       group.set({ isLog: app.query.log === "y" });
-      if (ids().length < LEAST || ids().length > MOST) return drawChoice(ids().length);
       const asked = ids().join();
-      const isNew = asked !== state.asked;
-      state.asked = asked;
-      if (!isNew || await app.load(root, fetchAll, !state.comparison)) draw();
-      else state.asked = null;
-      return undefined;
+      if (ids().length < LEAST || ids().length > MOST) drawChoice(ids().length);
+      else if (asked === state.asked || await app.load(root, fetchAll, !state.comparison)) {
+        state.asked = asked;
+        draw();
+      }
     },
     async tick(isFull) {
       const isLive = state.comparison?.runs.some((run) => run.status === "running");

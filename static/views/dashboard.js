@@ -2,32 +2,30 @@
 import { getRun, leaderboard, listRuns } from "../api.js";
 import { ChartGroup } from "../chart.js";
 import { button, card, delegate, el, listTable, message, option, render } from "../dom.js";
-import { ago, columnDecimals, count, differingParams, fixed, flatten, lastLine, num, orderMetrics, param, refOf,
+import { ago, columnDecimals, count, differingParams, endingOf, fixed, flatten, num, orderMetrics, param, refOf,
   shortId } from "../format.js";
 import { durationOf, statusOf, when } from "../table.js";
 
 const N_HISTORY = 500;     // dots in the history plot
-const N_TROUBLE = 3;       // failed runs shown, and as many killed ones
+const N_TROUBLE = 6;       // and of them the failed and killed ones that are listed with the reason
 const ORDERS = { best: "best first", desc: "highest first", asc: "lowest first" };
 
 export function create(app, root) {
-  const state = { asked: null, errors: new Map() };   // and what fetchAll() answers
+  const state = { asked: null };   // and what fetchAll() answers
   const group = new ChartGroup({ xName: "time",
     onPick: ({ runs }, index) => app.go("runs", { run: refOf(runs[index].run_id) }) });
   /** What the address asks of the leaderboard. */
   const board = () => ({ metric_name: app.query.metric ?? orderMetrics(app.lab.metrics)[0],
     order: app.query.order in ORDERS ? app.query.order : "best",
     top_k: Math.min(100, Math.max(1, parseInt(app.query.top, 10) || 10)) });
-  const recent = (status) => (app.lab.counts[status] ? listRuns({ status, limit: N_TROUBLE }) : { rows: [] });
 
   async function fetchAll() {
     const asked = board();
-    const [top, history, failed, killed] = await Promise.all([asked.metric_name ? leaderboard(asked) : [],
-      listRuns({ limit: N_HISTORY }), recent("failed"), recent("killed")]);
-    await Promise.all(failed.rows.filter((run) => !state.errors.has(run.run_id)).map(async (run) =>
-      state.errors.set(run.run_id, lastLine((await getRun(run.run_id)).error))));
-    const trouble = [...failed.rows, ...killed.rows].sort(byStart).reverse();
-    Object.assign(state, { asked, top, history: history.rows, trouble });
+    const [top, { rows: history }] = await Promise.all([asked.metric_name ? leaderboard(asked) : [],
+      listRuns({ limit: N_HISTORY })]);
+    const trouble = await Promise.all(history.filter(isLost).slice(0, N_TROUBLE)
+      .map((run) => (run.end_reason ? run : getRun(run.run_id).catch(() => run))));
+    Object.assign(state, { asked, top, history, trouble });
   }
 
   function draw() {
@@ -43,22 +41,17 @@ export function create(app, root) {
   /** Dots by start time, the best so far as a step line, failures on the baseline. */
   function historyChart(metric) {
     const { direction } = app.lab.metrics.find((one) => one.metric_name === metric) ?? {};
-    group.keep([metric]);
-    const chart = group.chart(metric, { direction });
-    if (chart.runs === state.history) return chart.figure;
-    chart.runs = state.history;
-    const runs = state.history.filter((run) => run.timestamp).sort(byStart);
+    const runs = state.history.filter((run) => run.timestamp).reverse();
     const measured = runs.filter((run) => typeof run.final_metrics[metric] === "number");
-    const lost = runs.filter((run) => ["failed", "killed"].includes(run.status));
+    const lost = runs.filter(isLost);
     const values = measured.map((run) => run.final_metrics[metric]);
     let best = values[0];
     const steps = values.map((value) => (best = (direction === "minimize" ? Math.min : Math.max)(best, value)));
     const series = (id, slot, mode, of, ys, name) => ({ id, slot, mode, runs: of, label: id, curve: curveOf(of, ys),
       labels: name && of.map((run) => `${run[name] ?? ""} ${shortId(run.run_id)}`) });
-    chart.setSeries([series("best so far", "good", "step", measured, steps),
+    return group.figures([{ name: metric, direction, series: [series("best so far", "good", "step", measured, steps),
       series("run", "accent", "dots", measured, values, "model_name"),
-      ...(lost.length ? [series("failed or killed", "bad", "cross", lost, lost.map(() => null), "status")] : [])]);
-    return chart.figure;
+      ...(lost.length ? [series("failed or killed", "bad", "cross", lost, lost.map(() => null), "status")] : [])] }]);
   }
 
   delegate(root, "change", { board: (target) => app.change({ [target.dataset.name]: target.value }) });
@@ -66,9 +59,7 @@ export function create(app, root) {
     open: (target, event) => { if (!event.target.closest("a")) app.go("runs", { run: target.dataset.ref }); },
     jump: () => root.querySelector("[data-key=Experiments]").scrollIntoView(), });
   return {
-    async update() {
-      if (await app.load(root, async () => { await fetchAll(); return true; }, !state.asked)) draw();
-    },
+    async update() { if (await app.load(root, fetchAll, !state.asked)) draw(); },
     async tick(isFull) {
       if (!state.asked) return;
       if (isFull) await fetchAll();
@@ -77,7 +68,7 @@ export function create(app, root) {
     close: () => group.keep(), };
 }
 
-const byStart = (a, b) => (a.timestamp < b.timestamp ? -1 : 1);
+const isLost = ({ status }) => ["failed", "killed"].includes(status);
 const curveOf = (runs, values) => ({ x: runs.map((run) => Date.parse(run.timestamp) / 1000),
   first: values, min: values, max: values, last: values });
 /** A row of a list that opens its run. */
@@ -87,13 +78,13 @@ const runRow = (app, run, cells) => ({ key: run.run_id, runId: run.run_id, ref: 
 
 function tiles(app) {
   const { counts, n_runs: n, experiments } = app.lab;
-  const tile = (name, value, query, word = name) => el("a", { class: "lab-tile", href: app.href("runs", query),
-    data: { count: name, key: name } }, el("b", {}, value.toLocaleString("en")), ` ${word}`);
-  const plural = (length) => (length === 1 ? "" : "s");
+  const says = (text) => [el("b", {}, text.split(" ")[0]), ` ${text.split(" ")[1]}`];
+  const tile = (name, text, query) => el("a", { class: "lab-tile", href: app.href("runs", query),
+    data: { count: name, key: name } }, says(text));
   return el("nav", { class: "lab-tiles", "aria-label": "Counts", data: { key: "counts" } },
-    tile("runs", n, {}, `run${plural(n)}`),
-    ["running", "failed", "killed"].map((status) => tile(status, counts[status], { status })),
-    button([el("b", {}, experiments.length), ` experiment${plural(experiments.length)}`],
+    tile("runs", count(n, "run"), {}), ["running", "failed", "killed"].map((status) =>
+      tile(status, `${counts[status].toLocaleString("en")} ${status}`, { status })),
+    button(says(count(experiments.length, "experiment")),
       { count: "experiments", key: "experiments", act: "jump" }, { class: "lab-tile" }));
 }
 
@@ -121,8 +112,7 @@ function controls(lab, { metric_name: metric = "", order, top_k: top }) {
 
 function boardTable(app, { top, asked }) {
   if (!top.length) return message("nomatch", "No run has a value to rank yet");
-  const isShown = (name) => !["model_name", "experiment_name"].includes(name);
-  const names = differingParams(top).filter(isShown).slice(0, 3);
+  const names = differingParams(top).filter((name) => !["model_name", "experiment_name"].includes(name)).slice(0, 3);
   const values = top.map((run) => run.metric_value);
   const decimals = columnDecimals(values);
   const [low, high] = [Math.min(0, ...values), Math.max(...values)];
@@ -141,11 +131,15 @@ function experimentsCard(app) {
   return card("Experiments", null, listTable("Experiments", heads, app.lab.experiments.map((one) => ({
     key: one.experiment_name ?? "none", cells: [one.experiment_name === null ? "without a name"
       : el("a", { href: app.href("runs", { experiment_name: one.experiment_name }) }, one.experiment_name),
-    one.n_runs, one.n_running || null, one.last_activity && when(one.last_activity)] }))));
+    one.n_runs, one.n_running || null, when(one.last_activity)] }))));
 }
 
-function troubleCard(app, { trouble, errors }) {
+function troubleCard(app, { trouble }) {
   return card("Failed and killed", null, listTable("Failed and killed", ["Run", "Status", "Model", "Started", "Reason"],
-    trouble.map((run) => runRow(app, run, [statusOf(run.status), run.model_name, run.timestamp && when(run.timestamp),
-      { class: "lab-reason", text: errors.get(run.run_id) || "the process went away" }]))));
+    trouble.map((run) => {
+      const { kind, head, what, detail } = endingOf(run);
+      const text = [head !== run.status && `${head}: `, what, detail && el("small", {}, ` ${detail}`)];
+      return runRow(app, run, [statusOf(run), run.model_name, when(run.timestamp),
+        { class: "lab-reason", data: { kind }, text }]);
+    })));
 }

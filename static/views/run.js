@@ -3,29 +3,39 @@ import { curves, deleteRun, getRun, setNote } from "../api.js";
 import { ChartGroup, toSeries } from "../chart.js";
 import { attempt, button, chartsBox, confirmed, delegate, el, errorBox, isSave, listTable, message, muted, render,
   toast } from "../dom.js";
-import { bytes, flatten, lastLine, num, param, refOf, shortId, slotOf } from "../format.js";
+import { bytes, endingOf, flatten, num, param, refOf, shortId, slotOf, systemPlace } from "../format.js";
 import { durationOf, slotMark, statusOf, when } from "../table.js";
 
 const MAX_DIFF_LINES = 2000;
+const isSystem = ({ metric_name: name }) => name.startsWith("system/");
 
 /** Args: onClose(isDeleted), which a panel has and a page has not. */
 export function create(app, root, onClose = null) {
-  const state = { run: null, curves: [], isEditing: false, noteError: "" };
-  let group = null;
+  const state = {};
+  const group = new ChartGroup({ onRange: () => fetchCurves().then(draw) });
+  const machine = new ChartGroup({ xName: "time", base: [0], onRange: () => fetchSystem().then(draw) });
   const asked = () => app.query.run ?? app.query.id ?? "";
 
   async function load() {
     const ref = asked();
-    group?.keep();
-    group = new ChartGroup({ isLog: app.query.log === "y", onRange: () => fetchCurves().then(draw) });
-    Object.assign(state, { run: null, curves: [], isEditing: false, noteError: "" });
+    leave();
     const run = await getRun(ref);
     if (ref !== asked()) return;
     state.run = run;
-    await fetchCurves();
+    await Promise.all([fetchCurves(), fetchSystem()]);
+  }
+  function leave() {
+    Object.assign(state, { run: null, curves: [], system: null, isEditing: false, noteError: "" });
+    [group, machine].forEach((one) => { one.keep(); one.range = null; });
   }
   /** Read the window that is shown; a zoom into a downsampled curve so gets its full resolution. */
   const fetchCurves = async () => { state.curves = await curves([state.run.run_id], group.range); };
+  /** Read the machine's curves, where they are shown. */
+  async function fetchSystem() {
+    const names = state.run.metrics.filter(isSystem).map((metric) => metric.metric_name);
+    const more = { names, x: "time", max_points: 400 };
+    state.system = app.query.system && names.length ? await curves([state.run.run_id], machine.range, more) : null;
+  }
   const closer = () => onClose
     && button("×", { act: "close", key: "close" }, { class: "lab-close", "aria-label": "Close the run" });
 
@@ -41,10 +51,12 @@ export function create(app, root, onClose = null) {
     render(root, closer(), el("article", { class: "lab-run", data: { key: run.run_id, run: run.run_id } },
       el("h2", {}, slotMark(app.selection, run.run_id), run.model_name ?? run.experiment_name ?? "Run", " ",
         el("code", { title: run.run_id }, shortId(run.run_id))),
-      el("div", { class: "lab-row", data: { key: "status" } }, statusOf(run.status),
+      el("div", { class: "lab-row", data: { key: "status" } }, statusOf(run),
         actions(run, slotOf(app.selection, run.run_id) >= 0)),
-      failure(run), noteEditor(run.note ?? ""), context(app, run), section("Curves", curveCharts(run)),
-      section("Metrics", metricsTable(run)), section("Params", facts("params", params)),
+      ending(run), noteEditor(run.note ?? ""), context(app, run),
+      run.resumptions?.length > 0 && section("Resumptions", resumptionsTable(run)),
+      section("Curves", curveCharts(run)), section("Metrics", metricsTable(run)),
+      section("Params", facts("params", params)), run.metrics.some(isSystem) && section("System", systemCharts()),
       run.artifact_files.length > 0 && section("Artifacts", artifacts(run)), environment(run)));
   }
 
@@ -56,11 +68,9 @@ export function create(app, root, onClose = null) {
 
   function noteEditor(note) {
     const text = el("span", { class: note ? null : "lab-muted" }, note || "Add a note");
-    if (!state.isEditing) {
-      return el("div", { class: "lab-note", data: { key: "note" } },
-        button(text, { act: "edit" }, { "aria-label": `Edit note: ${note || "Add a note"}` }));
-    }
-    return el("div", { class: "lab-note", data: { key: "editor" } },
+    return !state.isEditing ? el("div", { class: "lab-note", data: { key: "note" } },
+      button(text, { act: "edit" }, { "aria-label": `Edit note: ${note || "Add a note"}` }))
+      : el("div", { class: "lab-note", data: { key: "editor" } },
       el("textarea", { rows: "3", maxlength: "10000", "aria-label": "Note", value: note, data: { keydown: "note" },
         "aria-invalid": state.noteError && "true" }),
       el("div", { class: "lab-row" }, button("Save", { act: "save" }, { class: "lab-primary" }),
@@ -69,17 +79,22 @@ export function create(app, root, onClose = null) {
   }
 
   function curveCharts(run) {
-    const pairs = mergedPairs(state.curves.filter((curve) => curve.n_points > 0));
+    const pairs = mergedPairs(state.curves.filter((curve) => curve.n_points > 0 && curve.run_id === run.run_id));
     if (!pairs.length) return muted("No point logged", run.status === "running" && " yet", ".");
-    group.keep(pairs.map((pair) => pair.name));
     const slot = slotOf(app.selection, run.run_id);
     const look = ({ curve, isDashed }) => ({ label: curve.metric_name, slot: slot < 0 ? "accent" : slot, isDashed });
-    return chartsBox(group.isLog, pairs.map(({ name, title, lines }) => {
-      const { direction } = run.metrics.find((metric) => metric.metric_name === name) ?? {};
-      const chart = group.chart(name, { title, direction, labelName: "metric" });
-      chart.setSeries(lines.map((line) => toSeries(line.curve, look(line))));
-      return chart.figure;
-    }));
+    return chartsBox(group.isLog, group.figures(pairs.map(({ name, title, lines }) => ({ name, title, labelName: "metric",
+      series: lines.map((line) => toSeries(line.curve, look(line))) }))));
+  }
+
+  function systemCharts() {
+    const { system } = state;
+    const byTitle = Object.groupBy(system ?? [], (curve) => systemPlace(curve.metric_name)[0]);
+    const isOpen = { "aria-expanded": String(Boolean(system)) };
+    return [button(`${system ? "Hide" : "Show"} system metrics`, { act: "system" }, isOpen),
+      el("div", { class: "lab-charts lab-small", data: { key: "system" } }, machine.figures(
+        Object.entries(byTitle).map(([name, lines]) => ({ name, labelName: "of", series: lines.map((curve, slot) =>
+          toSeries(curve, { label: systemPlace(curve.metric_name)[1], slot })) }))))];
   }
 
   function edit(isEditing) {
@@ -109,14 +124,12 @@ export function create(app, root, onClose = null) {
       await deleteRun(state.run.run_id);
       await app.refresh();
       toast(`Run ${name} is in the trash`);
-      if (onClose) onClose(true);
-      else app.go("runs", {});
+      onClose ? onClose(true) : app.go("runs", {});
     });
   }
 
   delegate(root, "click", { close: () => onClose(), edit: () => edit(true), cancel: () => edit(false), save, trash,
-    pick: () => app.pick(state.run.run_id) });
-  delegate(root, "change", { log: (target) => app.change({ log: target.checked ? "y" : "" }) });
+    pick: () => app.pick(state.run.run_id), system: () => app.change({ system: app.query.system ? "" : "shown" }) });
   delegate(root, "keydown", { note: (target, event) => {
     if (!isSave(event) && event.key !== "Escape") return;
     event.preventDefault();
@@ -126,8 +139,11 @@ export function create(app, root, onClose = null) {
 
   return {
     async update() {
-      group?.set({ isLog: app.query.log === "y" });
-      if (state.run && refOf(state.run.run_id) === refOf(asked())) return draw();
+      group.set({ isLog: app.query.log === "y" });
+      if (state.run && refOf(state.run.run_id) === refOf(asked())) {
+        if (Boolean(app.query.system) !== Boolean(state.system)) await fetchSystem();
+        return draw();
+      }
       if (!root.childNodes.length) render(root, message("loading", "Loading the run"));
       return load().then(draw, drawError);
     },
@@ -137,34 +153,43 @@ export function create(app, root, onClose = null) {
       const fresh = await getRun(run.run_id);
       if (state.run !== run) return;
       state.run = fresh;
+      if (nSamples(run) !== nSamples(fresh)) await fetchSystem();
       if (run.status === "running") await fetchCurves();
       draw();
     },
-    runId: () => state.run?.run_id, close: () => { group?.keep(); state.run = null; },
+    runId: () => state.run?.run_id, close: leave,
   };
 }
 
 const section = (title, ...children) => el("section", { data: { key: title } }, el("h3", {}, title), children);
 
 function facts(key, pairs) {
-  const rows = pairs.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value)));
-  const table = () => el("table", { class: "lab-facts", data: { key, table: key } }, el("tbody", {}, rows));
-  return rows.length ? table() : muted("None recorded.");
+  const row = ([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value));
+  if (!pairs.length) return muted("None recorded.");
+  return el("table", { class: "lab-facts", data: { key, table: key } }, el("tbody", {}, pairs.map(row)));
 }
 
-function failure({ error, status }) {
-  if (!error && status !== "killed") return null;
-  return el("div", { class: "lab-failure", data: { key: "failure" } },
-    el("b", {}, error ? lastLine(error) : "Killed: the process went away without a word."),
-    error && el("details", {}, el("summary", {}, "Traceback"), el("pre", { tabindex: "0" }, error)));
+const nSamples = ({ metrics }) => metrics.filter(isSystem).reduce((sum, metric) => sum + metric.n_points, 0);
+
+/** How the run ended, in words; its traceback folded below. */
+function ending(run) {
+  const end = endingOf(run);
+  return end && el("div", { class: "lab-ending", data: { key: "ending", kind: end.kind } },
+    el("p", {}, el("b", {}, end.head), " ", end.what), end.detail && el("p", { class: "lab-muted" }, end.detail),
+    run.error && el("details", {}, el("summary", {}, "Traceback"), el("pre", { tabindex: "0" }, run.error)));
 }
+
+const resumptionsTable = ({ resumptions }) => listTable("Resumptions", ["When", "Host", "Process", "Command"],
+  resumptions.map(({ at, hostname, pid, command }, key) => ({ key, cells: [when(at), hostname, pid,
+    { class: "lab-cut", title: command, text: command && el("code", {}, command) }] })));
 
 function context(app, run) {
   const runLink = (id) => el("a", { href: app.href("run", { id: refOf(id) }) }, shortId(id), " ");
   const { experiment_name, git_hash: hash, command } = run;
   const pairs = { Experiment: experiment_name && el("a", { href: app.href("runs", { experiment_name }) }, experiment_name),
     Model: run.model_name, Dataset: run.dataset_id, Task: run.task_name,
-    Started: run.timestamp && when(run.timestamp), Duration: durationOf(run), Host: run.hostname,
+    Started: when(run.timestamp), Duration: durationOf(run), Host: run.hostname,
+    "Received from": run.received_from,
     Git: hash && [el("code", { title: hash }, hash.slice(0, 10)), run.git_diff && " + uncommitted changes"],
     Parent: run.parent_run_id && runLink(run.parent_run_id),
     Nested: run.child_run_ids.length > 0 && run.child_run_ids.map(runLink),
@@ -182,8 +207,9 @@ function metricsTable({ metrics }) {
     return el("span", {}, num(metric[`${which}_value`]), el("small", {}, place));
   };
   const heads = ["Metric", ...["First", "Best", "Last", "Final"].map((head) => [head, "num"])];
-  const rows = metrics.map((metric) => ({ key: metric.metric_name, metric: metric.metric_name, cells: [
-    metric.metric_name, num(metric.first_value), best(metric), num(metric.last_value),
+  const own = metrics.filter((metric) => !isSystem(metric));
+  const rows = own.map((metric) => ({ key: metric.metric_name, metric: metric.metric_name, cells: [metric.metric_name,
+    num(metric.first_value), best(metric), num(metric.last_value),
     el("b", { title: metric.is_returned ? "returned by the run" : "last logged" }, num(metric.value))] }));
   return rows.length ? listTable("Metrics", heads, rows) : muted("None recorded.");
 }

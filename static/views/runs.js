@@ -19,25 +19,26 @@ export function create(app, root) {
   const side = el("aside", { class: "lab-side", "aria-label": "Run", hidden: true });
   const grid = new Grid(list, { onOpen: (run) => run && app.change({ run: refOf(run.run_id) }), onSelect: select,
     onSort: ({ sort, isGoodHigh }) => app.change({ sort: nextSort(app.query.sort, sort, isGoodHigh) }), onNeed: need });
-  let [panel, typing] = [null, null];   // the open run's view; the timer that waits for a word's end
+  const panel = createRun(app, side, (isDeleted) => {
+    if (isDeleted) state.asked = null;         // read the list afresh
+    app.change({ run: "" });
+  });
+  let typing = null;                           // the timer that waits for a word's end
   list.append(note, foot);
   root.append(el("h1", { class: "lab-hidden" }, "Runs"), el("div", { class: "lab-left" }, bar, list), side);
 
   const params = () => ({ ...filtersOf(app.query), ...sortOf(app.query) });
   /** Fetch page `n` and put its rows in their places; an answer to an older question is dropped. */
   async function fetchPage(n) {
-    const { asked } = state;
-    state.pending.add(n);
-    try {
-      const { rows, total } = await listRuns({ ...params(), limit: PAGE, offset: n * PAGE });
-      if (asked !== state.asked) return;
-      if (n === 0 && asked !== state.shown) Object.assign(state, { rows: [], shown: asked });
-      Object.assign(state, { total, error: null });
-      rows.forEach((run, i) => { state.rows[n * PAGE + i] = run; });
-      state.rows.length = Math.min(state.rows.length, total);
-    } finally {
-      if (asked === state.asked) state.pending.delete(n);
-    }
+    const { asked, pending } = state;
+    pending.add(n);
+    const page = listRuns({ ...params(), limit: PAGE, offset: n * PAGE });
+    const { rows, total } = await page.finally(() => pending.delete(n));
+    if (asked !== state.asked) return;
+    if (n === 0 && asked !== state.shown) Object.assign(state, { rows: [], shown: asked });
+    Object.assign(state, { total, error: null });
+    rows.forEach((run, i) => { state.rows[n * PAGE + i] = run; });
+    state.rows.length = Math.min(state.rows.length, total);
   }
 
   function need(first, last) {
@@ -74,12 +75,10 @@ export function create(app, root) {
 
   function select(index, isRange) {
     if (!state.rows[index]) return;
-    let { selection } = app;
     const [from, to] = isRange ? [state.from, index].sort((a, b) => a - b) : [index, index];
-    for (const run of state.rows.slice(from, to + 1).filter(Boolean)) {
-      selection = toggled(selection, run.run_id, isRange || undefined);
-    }
+    const picked = state.rows.slice(from, to + 1).filter(Boolean);
     state.from = index;
+    const selection = picked.reduce((all, run) => toggled(all, run.run_id, isRange || undefined), app.selection);
     app.change({}, { selection });
   }
 
@@ -108,23 +107,12 @@ export function create(app, root) {
   }
 
   async function showPanel() {
-    const { run } = app.query;
-    side.hidden = !run;
-    if (run) {
-      panel ??= createRun(app, side, closePanel);
-      return panel.update();
-    }
-    const opened = panel?.runId();
-    panel?.close();
-    panel = null;
+    side.hidden = !app.query.run;
+    if (app.query.run) return panel.update();
+    const opened = panel.runId();
+    panel.close();
     side.replaceChildren();
-    if (opened) grid.body.querySelector(`tr[data-run-id="${CSS.escape(opened)}"]`)?.focus({ preventScroll: true });
-    return undefined;
-  }
-  /** Close the panel; after a run was deleted, read the list afresh. */
-  function closePanel(isDeleted) {
-    if (isDeleted) state.asked = null;
-    app.change({ run: "" });
+    return opened && grid.body.querySelector(`tr[data-run-id="${CSS.escape(opened)}"]`)?.focus({ preventScroll: true });
   }
 
   delegate(root, "click", {
@@ -139,7 +127,7 @@ export function create(app, root) {
   const onKey = (event) => {
     const isElsewhere = event.target.closest("input:not([type=checkbox]), textarea, select, dialog");
     if (event.defaultPrevented || isElsewhere || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === "Escape" && app.query.run) closePanel();
+    if (event.key === "Escape" && app.query.run) app.change({ run: "" });
     else if (event.key === "c" && app.selection.filter(Boolean).length > 1) location.hash = app.href("compare");
     else if (event.key === "/") root.querySelector("[data-name=q]").focus();
     else return;
@@ -160,12 +148,12 @@ export function create(app, root) {
       for (const run of app.running) if (at.has(run.run_id)) state.rows[at.get(run.run_id)] = run;
       if (isFull) await refetch();
       draw();
-      await panel?.tick(isFull);
+      await panel.tick(isFull);
     },
     close() {
       document.removeEventListener("keydown", onKey);
       clearTimeout(typing);
-      panel?.close();
+      panel.close();
       grid.observer.disconnect();
     },
   };

@@ -75,3 +75,36 @@ test("the last line of a traceback names the error", () => {
   assert.equal(format.lastLine("Traceback\n  File\nValueError: no\n\n"), "ValueError: no");
   assert.equal(format.lastLine(null), "");
 });
+
+test("a reason is taken apart: which kind of end, in what words, with what detail", () => {
+  const parts = (end_reason, status = "killed", error = null) => {
+    const end = format.endingOf({ end_reason, status, error });
+    return end && [end.kind, end.head, end.what, end.detail];
+  };
+  assert.deepEqual(parts("finished: the function returned", "finished"), ["finished", "finished", "the function returned", ""]);
+  assert.deepEqual(parts("failed: ValueError: bad; at rate: 3; at model.py:12 in forward, from train.py:40 in step", "failed"),
+    ["failed", "failed", "ValueError: bad; at rate: 3", "at model.py:12 in forward, from train.py:40 in step"]);
+  assert.deepEqual(parts("interrupted: KeyboardInterrupt; at train.py:3 in train"),
+    ["interrupted", "interrupted", "KeyboardInterrupt", "at train.py:3 in train"]);
+  assert.deepEqual(parts("killed without a word: process 4711 on host is gone, last sign of life 2026-11-24 12:00:03 UTC; "
+    + "likely out of memory: 15.2 of 15.6 GiB (97 %) were in use 4 s before"),
+  ["killed", "killed without a word", "process 4711 on host is gone, last sign of life 2026-11-24 12:00:03 UTC",
+    "likely out of memory: 15.2 of 15.6 GiB (97 %) were in use 4 s before"]);
+  assert.deepEqual(parts("lost: no sign of life from host for 300 s"), ["lost", "lost", "no sign of life from host for 300 s", ""]);
+});
+
+test("a run without a reason has its error's last line, or says that none was recorded", () => {
+  const parts = (run) => Object.values(format.endingOf(run) ?? {});
+  assert.deepEqual(parts({ status: "failed", error: "Traceback\nValueError: no\n" }), ["failed", "failed", "ValueError: no", ""]);
+  assert.deepEqual(parts({ status: "killed", error: null }), ["killed", "killed", "no reason was recorded", ""]);
+  assert.deepEqual(parts({ status: "failed", end_reason: "cosmic rays" }), ["failed", "failed", "cosmic rays", ""]);
+  assert.deepEqual(["running", "finished", null].map((status) => format.endingOf({ status })), [null, null, null]);
+});
+
+test("a system metric has a chart with its unit and a line of its own", () => {
+  const cases = { "system/cpu_percent": ["CPU, %", "cpu"], "system/process_memory_gib": ["Process memory, GiB", "process"],
+    "system/disk_free_gib": ["Disk free, GiB", "disk"], "system/gpu.0.utilization_percent": ["GPU utilization, %", "GPU 0"],
+    "system/gpu.10.temperature_c": ["GPU temperature, °C", "GPU 10"], "system/gpu.1.power_w": ["GPU power, W", "GPU 1"],
+    "system/fan": ["Fan", "fan"], "system/": ["", ""] };
+  for (const [name, place] of Object.entries(cases)) assert.deepEqual(format.systemPlace(name), place);
+});
