@@ -12,15 +12,18 @@
     train(learning_rate=0.1)                               # one call, one run
 
 Recorded, into one SQLite file (~/.ai-lab/lab.db, or DB_PATH): params (all arguments), metrics while
-they come, what the function returns, git hash and diff, command, Python, packages, device, how the
-call ended. `python ailab.py serve` shows it.
+they come, what the function returns, git hash and diff, command, Python, packages, device, the
+machine's load, how the call ended. `python ailab.py serve` shows it. With AILAB_URL the runs go to
+such a server on another machine; `python lab_logger.py sync` sends what is left there.
 
 Every `log()` is one append to the run's own journal file, which survives `kill -9`; a background
-thread moves journals into SQLite. A store that is locked, full, read-only or broken costs one
+thread moves journals into the lab. A lab that is locked, full, broken or out of reach costs one
 warning on stderr and never the training: the journal is kept, and taken in by the next process
-that opens the store. Standard library only, Python 3.10 or later, Linux, macOS and Windows.
+that opens the lab. Standard library only, Python 3.10 or later, Linux, macOS and Windows.
 
-Sections: configuration, store, capture, journal and drain, run, log_run.
+A W&B loop runs as it is after `import lab_logger as wandb`.
+
+Sections: configuration, store, capture, journal and drain, run, log_run, drop-in, command line.
 """
 from __future__ import annotations
 
@@ -40,21 +43,25 @@ from typing import Any
 __all__ = ["log", "log_artifact", "log_run", "note", "start_run"]
 __version__ = "0.1.0"
 
-SCHEMA_VERSION = 1
-DRAIN_EVERY_S = 0.5          # how far the store may be behind a live run's journal
+SCHEMA_VERSION = 2
+JOURNAL_VERSION = 2
+DRAIN_EVERY_S = 0.5          # how far the lab may be behind a live run's journal
+RETRY_S = (1.0, 60.0)        # first and longest pause after a lab has failed
 HEARTBEAT_EVERY_S = 10.0     # a running run says this often that it is alive
-FINISH_WAIT_S = 2.0          # a call that returns waits this long for a busy store
+LOST_AFTER_S = 300.0         # without a sign of life, where its process cannot be asked
+SAMPLE_EVERY_S = 10.0        # system metrics, unless AILAB_SAMPLE_EVERY_S says otherwise; 0 = off
+FINISH_WAIT_S = 2.0          # a call that returns waits this long for a busy lab
 EXIT_WAIT_S = 15.0           # and the end of the process this long, for all its runs together
 CAPTURE_WAIT_S = 20.0        # git, nvidia-smi and the package list together may take this long
 CHUNK_BYTES = 1 << 19        # of a journal, taken in by one transaction
 MAX_TEXT = 1_000             # characters of the repr of an object that JSON cannot hold
 MAX_DIFF_BYTES = 1 << 20     # of git_diff
 MAX_UNTRACKED_BYTES = 1 << 17  # of one untracked file in git_diff
-MAX_BACKLOG = 100_000        # lines held in memory while no journal can be written (a full disk)
+MAX_BACKLOG_BYTES = 1 << 26  # held in memory while no journal can be written (a full disk)
 
 
 class StoreError(Exception):
-    """The lab's database cannot be used; the message is one sentence for the user."""
+    """The lab cannot be used; the message is one sentence for the user."""
 
 
 # --- Configuration ------------------------------------------------------------
@@ -93,12 +100,23 @@ def default_db_path() -> str:
     return os.path.abspath(os.path.join(base, os.path.expanduser(value)))
 
 
+def lab_url(url: str = "") -> str | None:
+    """Give the address of the lab server to log to (AILAB_URL), without a ?token= behind it."""
+    url, source = (url, "--url") if url else setting("AILAB_URL")
+    url = url.partition("?")[0].rstrip("/")
+    if url and not re.match(r"https?://[^/]", url):
+        _warn(url, f"AILAB_URL is {url!r} in {source}; give http://HOST:PORT: runs go into the "
+              f"lab {default_db_path()!r} until then")
+        return None
+    return url or None
+
+
 # --- Store --------------------------------------------------------------------
 # The tables `runs` and `run_metrics` are public: any tool may read, add and change rows under the
 # spec's columns. What ailab.py adds for reading is kept fresh by triggers of its own.
 
 RUN_COLUMNS = {                       # in order; what grows large comes last, so that lists skip it
-    "run_id": "TEXT PRIMARY KEY",     # UUID
+    "run_id": "TEXT PRIMARY KEY",     # UUID, or as given to start_run()
     "timestamp": "TEXT",              # start; every time is UTC, ISO 8601, 27 characters
     "experiment_name": "TEXT",
     "model_name": "TEXT",
@@ -120,6 +138,9 @@ RUN_COLUMNS = {                       # in order; what grows large comes last, s
     "cwd": "TEXT",                    # working directory at the start
     "journal_offset": "INTEGER",      # bytes of the journal that are in the store
     "deleted_at": "TEXT",             # in the trash since; NULL = not in the trash
+    "end_reason": "TEXT",             # how it ended, in words; NULL while running
+    "received_from": "TEXT",          # machine whose journal came over HTTP; NULL = logged here
+    "resumptions_json": "TEXT",       # object: part of the journal -> at, hostname, pid, offset ...
     "params_json": "TEXT",            # object
     "final_metrics_json": "TEXT",     # object; NaN is "NaN", infinities "Infinity", "-Infinity"
     "artifacts_json": "TEXT",         # list of paths
@@ -137,10 +158,12 @@ METRIC_COLUMNS = {
     "step": "INTEGER",
     "timestamp": "TEXT",              # NULL in rows that came by plain SQL
 }
+NETWORK_KINDS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "afpfs", "ceph", "glusterfs",
+                 "lustre", "gpfs", "beegfs", "fuse", "webdav"}
 
 
 def _create(conn) -> None:
-    """Bring version 0 to 1: an empty file, or a lab with only the spec's two tables."""
+    """Make the tables, or add the columns they lack: the spec's two tables are version 0."""
     for table, columns in (("runs", RUN_COLUMNS), ("run_metrics", METRIC_COLUMNS)):
         body = ", ".join(f"{name} {kind}" for name, kind in columns.items())
         if table == "run_metrics":
@@ -153,7 +176,7 @@ def _create(conn) -> None:
                  "ON run_metrics (run_id, metric_name)")
 
 
-MIGRATIONS = (_create,)               # append only: entry N brings version N to version N + 1
+MIGRATIONS = (_create, _create)       # append only: entry N brings version N to version N + 1
 
 
 def connect(path: str, mode: str = "rw", timeout_s: float = 30.0):
@@ -186,10 +209,7 @@ def connect(path: str, mode: str = "rw", timeout_s: float = 30.0):
                 for step in MIGRATIONS[_version(conn, path):]:
                     step(conn)
                 conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        is_wal = conn.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-        if not is_wal and not network_filesystem(path):   # WAL shares memory between its users
-            with contextlib.suppress(sqlite3.OperationalError):   # others have it open: next time
-                conn.execute("PRAGMA journal_mode = WAL")
+        _set_journal_mode(conn, path)
         return conn
     except (sqlite3.Error, OSError) as error:
         raise StoreError(f"the lab at {path!r} cannot be used ({error})") from error
@@ -214,20 +234,39 @@ def _version(conn, path) -> int:
     return version
 
 
-def network_filesystem(path: str) -> str | None:
+def _set_journal_mode(conn, path) -> None:
+    """Use a write-ahead log, except where its shared memory does not reach all of its users."""
+    import sqlite3
+    kind = network_filesystem(path)
+    if kind:
+        _warn(("network", path), f"the lab {path!r} lies on a network file system ({kind}): it "
+              "uses a rollback journal, which is safe there and slower; DB_PATH on a local disk, "
+              "or AILAB_URL, is faster")
+    wanted = "delete" if kind else "wal"
+    if conn.execute("PRAGMA journal_mode").fetchone()[0] != wanted:
+        with contextlib.suppress(sqlite3.OperationalError):   # others have it open: next time
+            conn.execute(f"PRAGMA journal_mode = {wanted}")
+
+
+def network_filesystem(path: str, mounts: str = "/proc/self/mounts") -> str | None:
     """Name the network or FUSE file system that holds `path`; None for a local one or unknown."""
-    kinds = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre",
-             "gpfs", "beegfs", "fuse"}
-    best, found = "", None
-    with contextlib.suppress(OSError):
-        real = os.path.realpath(path)
-        with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
-            for line in mounts:
-                _, point, kind, *_ = line.split(" ")
-                point = point.replace("\\040", " ")
-                if len(point) >= len(best) and (real + "/").startswith(point.rstrip("/") + "/"):
-                    best, found = point, kind
-    return found if found and (found in kinds or found.startswith("fuse.")) else None
+    best, found, real, rows = "", None, os.path.realpath(path), []
+    if os.name == "nt":
+        import ctypes
+        drive = os.path.splitdrive(real)[0]
+        windows: Any = ctypes
+        is_remote = drive.startswith("\\\\") or windows.windll.kernel32.GetDriveTypeW(
+            drive + "\\") == 4                    # DRIVE_REMOTE
+        return "network drive" if is_remote else None
+    if sys.platform == "darwin":                  # server:/share on /Volumes/share (smbfs, nodev)
+        rows = re.findall(r"(?m)^.* on (.*) \(([^,)]+)", _output(["/sbin/mount"]).decode())
+    else:
+        with contextlib.suppress(OSError), open(mounts, encoding="utf-8", errors="replace") as file:
+            rows = [(line.split(" ")[1].replace("\\040", " "), line.split(" ")[2]) for line in file]
+    for point, kind in rows:
+        if len(point) >= len(best) and (real + "/").startswith(point.rstrip("/") + "/"):
+            best, found = point, kind
+    return found if found and (found in NETWORK_KINDS or found.startswith("fuse.")) else None
 
 
 @contextlib.contextmanager
@@ -269,7 +308,7 @@ def git_info(deadline: float) -> dict[str, str | None]:
     for name in git("ls-files", "--others", "--exclude-standard", "-z", at=root).split(b"\0"):
         if name and len(diff) <= MAX_DIFF_BYTES and time.monotonic() < deadline:
             diff += _untracked_diff(root, name)
-    text = diff[:MAX_DIFF_BYTES].decode("utf-8", "replace")
+    text = _hide_in_url(diff[:MAX_DIFF_BYTES].decode("utf-8", "replace"))
     if len(diff) > MAX_DIFF_BYTES:
         text += f"\n[cut by lab_logger after {MAX_DIFF_BYTES} bytes]\n"
     return {"git_hash": head or None, "git_diff": text}
@@ -291,15 +330,31 @@ def _untracked_diff(root: str, name: bytes) -> bytes:
     return head + added + tail
 
 
-def _output(command: list[str], deadline: float) -> bytes:
+def _output(command: list[str], deadline: float = math.inf) -> bytes:
     """Run a program and return what it prints; b"" when it is absent, fails or is too slow."""
     import subprocess
     with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
         return subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            timeout=max(0.0, deadline - time.monotonic()), check=True,
+            timeout=max(0.0, min(deadline - time.monotonic(), CAPTURE_WAIT_S)), check=True,
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}).stdout
     return b""
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def _nvidia_smi(fields: str, deadline: float) -> list[list[str]]:
+    """Ask for fields of each GPU that this process may see; [] where there is none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    if not re.match(r"\d|GPU|MIG", visible):      # "" and "-1" hide them all
+        return []
+    rows = _output(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits",
+                    *(["-i", visible] if "CUDA_VISIBLE_DEVICES" in os.environ else [])],
+                   deadline).decode("utf-8", "replace")
+    return [row.split(", ") for row in rows.splitlines() if row.count(",") == fields.count(",")]
 
 
 def packages(deadline: float) -> dict[str, str]:
@@ -319,14 +374,11 @@ def device_info(deadline: float) -> dict[str, str]:
     cpu, memory = platform.processor(), None
     with contextlib.suppress(OSError, ValueError, AttributeError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as info:
-        cpu = next((line.split(":", 1)[1].strip() for line in info if "model name" in line), cpu)
-    rows = [line.split(", ") for line in _output(
-        ["nvidia-smi", "--query-gpu=name,memory.total,driver_version",
-         "--format=csv,noheader,nounits"], min(deadline, time.monotonic() + 5)
-    ).decode("utf-8", "replace").splitlines()]
-    gpus = [{"name": row[0], "memory_mib": float(row[1]) if row[1].isdigit() else None,
-             "driver": row[2]} for row in rows if len(row) == 3]
+    with contextlib.suppress(OSError, IndexError):
+        cpu = re.findall(r"model name\s*: (.*)", _read("/proc/cpuinfo"))[0]
+    gpus = [{"name": name, "memory_mib": float(mib) if mib.isdigit() else None, "driver": driver}
+            for name, mib, driver in _nvidia_smi("name,memory.total,driver_version",
+                                                 min(deadline, time.monotonic() + 5))]
     return {"device_info": _dumps({
         "platform": platform.platform(), "machine": platform.machine(), "cpu": cpu, "gpus": gpus,
         "n_cpus": os.cpu_count(), "memory_bytes": memory,
@@ -343,6 +395,68 @@ def _facts() -> dict:
             found.update(capture(deadline))
         except Exception as error:  # noqa: BLE001  a fact is never worth a run
             _warn(capture, f"{capture.__name__} could not be captured ({error!r}); the run goes on")
+    return found
+
+
+def system_metrics(last: dict[str, Any]) -> dict[str, float]:
+    """Measure machine, process and GPUs as metrics named system/...; what cannot be had is absent.
+
+    Args:
+        last: counters of the call before, kept here: CPU shares are of the time since then.
+    Sources: proc(5); the kernel's cgroup-v2.rst for memory.max, memory.current, inactive_file.
+    """
+    found: dict[str, float] = {}
+    gib = float(1 << 30)
+
+    def share(name: str, spent: float, of: float) -> None:
+        before, last[name] = last.get(name), (spent, of)
+        if before and of > before[1]:
+            found[name] = round(100 * (spent - before[0]) / (of - before[1]), 1)
+    share("process_cpu_percent", time.process_time(), time.monotonic())
+    with contextlib.suppress(OSError, ValueError):
+        ticks = [int(word) for word in _read("/proc/stat").split()[1:9]]   # idle and iowait: 3, 4
+        share("cpu_percent", sum(ticks) - ticks[3] - ticks[4], sum(ticks))
+    with contextlib.suppress(OSError, ValueError):
+        pages = int(_read("/proc/self/statm").split()[1])
+        found["process_memory_gib"] = pages * os.sysconf("SC_PAGE_SIZE") / gib
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        used, limit = min(_memory(), key=lambda pair: (pair[1] - pair[0]) / pair[1])
+        found["memory_gib"], found["memory_percent"] = used / gib, round(100 * used / limit, 1)
+    with contextlib.suppress(OSError, AttributeError):
+        disk = os.statvfs(".")
+        found["disk_percent"] = round(100 - 100 * disk.f_bavail / max(1, disk.f_blocks), 1)
+        found["disk_free_gib"] = disk.f_bavail * disk.f_frsize / gib
+    if last.get("has_gpu", True):
+        rows = _nvidia_smi("index,utilization.gpu,memory.used,memory.total,temperature.gpu,"
+                           "power.draw", time.monotonic() + 5)
+        last["has_gpu"] = bool(rows)
+        for index, *texts in rows:
+            use, memory, total, heat, power = (
+                float(text) if re.fullmatch(r"[\d.]+", text) else None for text in texts)
+            found |= {f"gpu.{index}.{name}": value for name, value in (
+                ("utilization_percent", use), ("temperature_c", heat), ("power_w", power),
+                ("memory_gib", memory and memory / 1024),
+                ("memory_percent", memory and total and round(100 * memory / total, 1)))
+                if value is not None}
+    return {f"system/{name}": round(value, 3) for name, value in found.items()}
+
+
+def _memory() -> list[tuple[int, int]]:
+    """Give (bytes in use, limit) of the machine and of each control group around this process."""
+    machine = {line.split(":")[0]: int(line.split()[1]) * 1024
+               for line in _read("/proc/meminfo").splitlines()}
+    found = [(machine["MemTotal"] - machine["MemAvailable"], machine["MemTotal"])]
+    for _, kinds, group in (line.split(":", 2) for line in _read("/proc/self/cgroup").splitlines()):
+        if kinds in ("", "memory"):               # version 2; version 1
+            names = ("current", "max") if not kinds else ("usage_in_bytes", "limit_in_bytes")
+            for depth in range(group.count("/") + 1):
+                folder = f"/sys/fs/cgroup/{kinds}/{group.rsplit('/', depth)[0]}/memory."
+                with contextlib.suppress(OSError, ValueError, KeyError):
+                    used, limit = (int(_read(folder + name)) for name in names)
+                    stat = dict(line.split() for line in _read(folder + "stat").splitlines())
+                    used -= int(stat.get("total_inactive_file") or stat["inactive_file"])
+                    if limit < machine["MemTotal"]:
+                        found.append((used, limit))
     return found
 
 
@@ -388,15 +502,41 @@ def _hide_in_url(text: str) -> str:
 def process_key(pid: int | str = "self") -> str | None:
     """Tell a process from a later one of its pid: boot id/pid namespace/start time, or None."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            state, *fields = file.read().rpartition(b")")[2].split()
-        if state in (b"Z", b"X"):                 # dead, and its parent has not asked yet
+        boot = _read("/proc/sys/kernel/random/boot_id").strip()
+        state, *fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        if state in ("Z", "X"):                   # dead, and its parent has not asked yet
             return None
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}/{fields[18].decode()}"
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}/{fields[18]}"
     except (OSError, IndexError, ValueError):
         return None
+
+
+def death(hostname: str | None, pid: int | None, key: str | None,
+          heartbeat_at: str | None) -> str | None:
+    """Say in words how a run's process ended; None while it may be alive.
+
+    This machine's processes are asked for, and told by `key` (see process_key) from later ones of
+    the same pid; any other is lost after LOST_AFTER_S without a sign of life.
+    """
+    own, killed = process_key(), "killed without a word: "
+    if pid and hostname == host_name() and os.name != "nt":      # there os.kill would end it
+        is_exact = bool(key and own)              # else a later process may have taken the pid
+        boot, namespace = (key if key and own else "/").split("/")[:2]
+        if is_exact and boot != str(own).split("/")[0]:
+            return f"{killed}{hostname} was restarted"
+        if not is_exact or namespace == str(own).split("/")[1]:  # no other container's
+            with contextlib.suppress(PermissionError):
+                try:
+                    os.kill(pid, 0)
+                    if is_exact and process_key(pid) == key:
+                        return None
+                except ProcessLookupError:
+                    is_exact = True
+                if is_exact:
+                    return f"{killed}process {pid} on {hostname} is gone"
+    if hostname and heartbeat_at and heartbeat_at < utc(time.time() - LOST_AFTER_S):
+        return f"lost: no sign of life from {hostname} for {LOST_AFTER_S:.0f} s"
+    return None
 
 
 def host_name() -> str:
@@ -459,7 +599,7 @@ def _children(value):
 
 def _repr(value) -> str:
     try:
-        return _text(repr(value)[:MAX_TEXT])
+        return _hide_in_url(_text(repr(value)[:MAX_TEXT]))
     except Exception:  # noqa: BLE001  see _jsonable
         return f"<{type(value).__name__}>"
 
@@ -480,78 +620,132 @@ def _dumps(value) -> str:
 
 
 # --- Journal and drain --------------------------------------------------------
-# One file per run, `<run_id>.jsonl`, appended to by the run's process only, one JSON object a line.
-# The first line holds "v" (format version, 1), "db" and "set"; any line may hold
+# One file per run, `<run_id>.jsonl`, appended to by the run's process only, one JSON object a line;
+# a resumed run has one more for each resumption, `<run_id>.<part>.jsonl`, part being 8 hex digits.
+# The first line holds "v" (format version), "db" (path or URL of the lab) and "set"; any may hold
 #   "t"         seconds since 1970
 #   "set"       {column of runs: value}
 #   "m"         {metric name: number, or "NaN" ...}, with "e" (epoch) and "s" (step)
 #   "artifact"  a path to append to artifacts_json
+#   "resume"    what resumptions_json tells of this part; then "set" holds for a new run only
 # A line with "t" alone is a heartbeat. What follows the last newline was never acknowledged. Lines
 # and the offset behind them enter the store in one transaction, so any number of processes may
-# drain one journal any number of times, and each line counts once.
+# drain one journal any number of times, here or over HTTP, and each line counts once.
+# Version 1 had no "resume".
 
-_JOURNAL_COLUMNS = frozenset(RUN_COLUMNS) - {"run_id", "journal_offset", "deleted_at"}
+_JOURNAL_COLUMNS = frozenset(RUN_COLUMNS) - {"run_id", "journal_offset", "deleted_at",
+                                             "received_from", "resumptions_json"}
+_STATE = ("status", "ended_at", "duration_s", "end_reason", "error", "hostname", "pid",
+          "process_key", "heartbeat_at")          # of the newest part
 
 
-def journal_dirs(db_path: str) -> list[str]:
+def journal_dirs(lab: str) -> list[str]:
     """List where a lab's journals may lie, best first: beside it, in the home, in /tmp."""
     import tempfile
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
-    return [db_path + ".journals", os.path.expanduser(os.path.join("~", ".ai-lab", "journals")),
+    home = os.path.expanduser(os.path.join("~", ".ai-lab"))
+    own = os.path.join(home, re.sub(r"\W+", "_", lab)) if "://" in lab else lab
+    return [own + ".journals", os.path.join(home, "journals"),
             os.path.join(tempfile.gettempdir(), f"ai-lab-{user}-journals")]
 
 
-def pending(db_path: str) -> list[dict]:
+def pending(lab: str) -> list[dict]:
     """List a lab's journals that are not yet wholly taken in: path, run_id, bytes; oldest first."""
     found = []
-    for place, folder in enumerate(journal_dirs(db_path)):
+    for place, folder in enumerate(journal_dirs(lab)):
         with contextlib.suppress(OSError):        # no such folder, or not ours to read
             for entry in os.scandir(folder):
-                run_id, extension = os.path.splitext(entry.name)
+                name, extension = os.path.splitext(entry.name)
                 if extension != ".jsonl" or not entry.is_file(follow_symlinks=False):
                     continue
                 if hasattr(os, "getuid") and place and entry.stat().st_uid != os.getuid():
                     continue                      # /tmp is everybody's
                 with contextlib.suppress(OSError, ValueError, AttributeError):
-                    with open(entry.path, "rb") as file:   # later folders are shared by all labs
-                        if place > 0 and json.loads(file.readline()).get("db") != db_path:
-                            continue
+                    if place and _head(entry.path).get("db") != lab:
+                        continue                  # later folders are shared by all labs
                     status = os.stat(entry.path)
-                    found.append((status.st_mtime, {"path": entry.path, "run_id": run_id,
-                                                    "bytes": status.st_size}))
+                    found.append((status.st_mtime, {
+                        "path": entry.path, "run_id": name.partition(".")[0],
+                        "bytes": status.st_size}))
     return [journal for _, journal in sorted(found, key=lambda pair: pair[0])]
 
 
-def drain(conn, path: str) -> bool:
-    """Take a journal's new lines into the store, exactly once each.
+def _head(path: str) -> dict:
+    with open(path, "rb") as journal:
+        return json.loads(journal.readline())
 
+
+def drain(take, path: str, offset: int | None = None) -> bool:
+    """Hand a journal's new lines to a lab, exactly once each.
+
+    Args:
+        take: (journal, offset, lines) -> (bytes that the lab holds, status of the run), such as
+            take_lines for a connection, or post_lines for a server.
+        offset: what the lab is thought to hold; it is asked where None.
     Returns: True when nothing is left and the run has ended, so that the file may go.
-    Raises: sqlite3.Error, OSError; the store then holds what it held before the failed chunk.
+    Raises: sqlite3.Error, StoreError, OSError; the lab holds what it held before the failed chunk.
     """
-    run_id = os.path.splitext(os.path.basename(path))[0]
+    name = os.path.splitext(os.path.basename(path))[0]
+    held, status = (offset, None) if offset else take(name, 0, b"")
     with open(path, "rb") as journal:
         while True:
-            with transaction(conn):
-                row = conn.execute("SELECT journal_offset FROM runs WHERE run_id = ?",
-                                   (run_id,)).fetchone()
-                offset = row[0] or 0 if row else 0
-                journal.seek(offset)
-                chunk = journal.read(CHUNK_BYTES)
-                if len(chunk) == CHUNK_BYTES:
-                    chunk += journal.readline()   # end on a whole line, however long
-                end = chunk.rfind(b"\n") + 1
-                is_last = len(chunk) < CHUNK_BYTES or end < len(chunk)
-                if end:
-                    _apply(conn, run_id, chunk[:end].splitlines(), path)
-                    conn.execute("UPDATE runs SET journal_offset = ? WHERE run_id = ?",
-                                 (offset + end, run_id))
-            if is_last:
-                break
-    status = conn.execute("SELECT status FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-    return status is not None and status[0] != "running" and end == len(chunk)
+            journal.seek(held)
+            chunk = journal.read(CHUNK_BYTES)
+            if len(chunk) == CHUNK_BYTES:
+                chunk += journal.readline()       # end on a whole line, however long
+            end = chunk.rfind(b"\n") + 1
+            if not end:
+                return status not in (None, "running", "lost")
+            before = held
+            held, status = take(name, held, chunk[:end])
+            if held == before:
+                raise StoreError("the lab took in nothing of a whole line")
 
 
-def _parse(lines: list[bytes], path: str) -> list[dict]:
+def take_lines(conn, journal: str, offset: int, lines: bytes,
+               received_from: str | None = None) -> tuple[int, str | None]:
+    """Take whole lines of a journal into the store, in one transaction with the offset behind them.
+
+    Args:
+        journal: run id, or run id.part.
+        offset: of the first line; lines that are held are skipped, after a gap none is taken.
+        received_from: the machine that sent them; None for this one.
+    Returns: how many bytes of the journal are held, and the run's status (None: no such run;
+        "lost": killed by silence alone).
+    Raises: sqlite3.Error; StoreError for a journal of a newer format; ValueError for what is none.
+        Nothing is taken then.
+    """
+    import sqlite3
+    if not re.fullmatch(r"[\w-]{1,64}(\.[0-9a-f]{8})?", journal, re.ASCII):
+        raise ValueError(f"{journal!r} is no name of a journal: give RUN_ID or RUN_ID.PART")
+    run_id, _, part = journal.partition(".")
+    where = f"""'$."{part}".offset'"""
+    offset_of = f"json_extract(resumptions_json, {where})" if part else "journal_offset"
+
+    def held() -> tuple:
+        return conn.execute(
+            f"SELECT ifnull({offset_of}, 0), CASE WHEN end_reason LIKE 'lost%' THEN 'lost' "
+            "ELSE status END FROM runs WHERE run_id = ?", (run_id,)).fetchone() or (0, None)
+    if not lines:
+        return held()
+    with transaction(conn):
+        start = held()[0]
+        if offset <= start < offset + len(lines):
+            try:
+                _apply(conn, run_id, part, lines[start - offset:].splitlines(), received_from)
+            except (TypeError, KeyError, AttributeError, OverflowError, RecursionError,
+                    sqlite3.InterfaceError, sqlite3.ProgrammingError,
+                    sqlite3.IntegrityError) as error:
+                raise ValueError(f"the journal of run {run_id} holds what no lab can ({error!r})"
+                                 ) from error
+            value = f"resumptions_json = json_set(ifnull(resumptions_json, '{{}}'), {where}, ?)" \
+                if part else "journal_offset = ?"
+            conn.execute(f"UPDATE runs SET {value} WHERE run_id = ?",
+                         (offset + len(lines), run_id))
+        return held()
+
+
+def _parse(lines: list[bytes], journal: str) -> list[dict]:
     records = []
     try:                                          # one call for all: half the time of one for each
         records = json.loads(b"[" + b",".join(lines) + b"]")
@@ -560,31 +754,49 @@ def _parse(lines: list[bytes], path: str) -> list[dict]:
             try:
                 records.append(json.loads(line))
             except ValueError:
-                _warn(path, f"a line of {path} is damaged and was left out: {line[:80]!r}")
+                _warn(journal, f"a line of the journal {journal} is damaged and was left out: "
+                      f"{line[:80]!r}")
     return [record for record in records if isinstance(record, dict)]
 
 
-def _apply(conn, run_id: str, lines: list[bytes], path: str) -> None:
+def _apply(conn, run_id: str, part: str, lines: list[bytes], received_from: str | None) -> None:
     """Write journal lines into runs and run_metrics."""
-    columns: dict = {}
+    columns: dict = {"received_from": received_from} if received_from else {}
     artifacts, rows, last_t = [], [], 0.0
-    for record in _parse(lines, path):
+    begun, parts = conn.execute("SELECT timestamp, resumptions_json FROM runs WHERE run_id = ?",
+                                (run_id,)).fetchone() or (None, None)
+    parts = json.loads(parts or "{}")
+    for record in _parse(lines, f"{run_id}.{part}" if part else run_id):
         last_t = record.get("t", last_t)
         if "m" in record:
             at, epoch, step = utc(last_t), record.get("e"), record.get("s")
             for name, value in record["m"].items():
                 rows.append((run_id, name, float(value) if value.__class__ is str else value,
                              epoch, step, at))
-        else:
-            columns.update(record.get("set", {}))
-            if "artifact" in record:
-                artifacts.append(record["artifact"])
+            continue
+        if record.get("v", 1) > JOURNAL_VERSION:
+            raise StoreError(f"run {run_id} was logged by a newer lab_logger (journal version "
+                             f"{record['v']}, known are up to {JOURNAL_VERSION}): update AI-Lab")
+        values = record.get("set", {})
+        if part and "resume" in record:
+            newest = conn.execute("SELECT ifnull(max(id), 0) FROM run_metrics").fetchone()[0]
+            parts[part] = {**record["resume"], "since_id": newest}
+            columns["resumptions_json"] = _dumps(parts)
+            if begun:
+                values = {name: values.get(name) for name in _STATE}
+        columns.update(values)
+        if "artifact" in record:
+            artifacts.append(record["artifact"])
     if last_t:
         columns["heartbeat_at"] = utc(last_t)
-    if "status" not in columns:                   # more from a run once taken for dead: it lives
-        conn.execute("UPDATE runs SET status = 'running', ended_at = NULL, duration_s = NULL "
-                     "WHERE run_id = ? AND status = 'killed'", (run_id,))
-    names = [name for name in columns if name in _JOURNAL_COLUMNS] or ["heartbeat_at"]
+    is_newest = part == max(parts, key=lambda name: parts[name].get("at", ""), default="")
+    if not is_newest:                             # it was resumed since: that part tells its state
+        columns = {name: columns[name] for name in columns if name not in _STATE}
+    elif "status" not in columns:                 # more from a run once taken for dead: it lives
+        conn.execute("UPDATE runs SET status = 'running', ended_at = NULL, duration_s = NULL, "
+                     "end_reason = NULL WHERE run_id = ? AND status = 'killed'", (run_id,))
+    names = [name for name in columns if name in _JOURNAL_COLUMNS
+             or name in ("received_from", "resumptions_json")] or ["note"]
     conn.execute(f"INSERT INTO runs (run_id, {', '.join(names)}) VALUES (?{', ?' * len(names)}) "
                  "ON CONFLICT (run_id) DO UPDATE SET "
                  + ", ".join(f"{name} = excluded.{name}" for name in names),
@@ -592,26 +804,108 @@ def _apply(conn, run_id: str, lines: list[bytes], path: str) -> None:
     for artifact in artifacts:
         conn.execute("UPDATE runs SET artifacts_json = json_insert(ifnull(artifacts_json, '[]'), "
                      "'$[#]', ?) WHERE run_id = ?", (artifact, run_id))
+    if parts:
+        rows = _without_repeated(conn, run_id, rows, parts[part] if is_newest else None)
     conn.executemany("INSERT INTO run_metrics (run_id, metric_name, metric_value, epoch, step, "
                      "timestamp) VALUES (?, ?, ?, ?, ?, ?)", rows)
 
 
-def drain_all(conn, db_path: str) -> list[str]:
+def _without_repeated(conn, run_id: str, rows: list[tuple], resumption: dict | None) -> list[tuple]:
+    """Let the points of a resumed run replace those of before at the same epoch and step.
+
+    Args:
+        resumption: of the newest part, whose points replace; None for lines of an older part that
+            arrive late, whose repeated points are left out.
+    """
+    keys = {(name, epoch, step) for _, name, _, epoch, step, _ in rows
+            if epoch is not None or step is not None}
+    until = resumption.get("since_id", 0) if resumption else 1 << 62
+    if not keys or not until:
+        return rows
+    old = conn.execute(
+        "SELECT id, metric_name, epoch, step FROM run_metrics WHERE run_id = ? AND id <= ? "
+        "AND (epoch >= ? OR step >= ?)",
+        (run_id, until, *(min((key[i] for key in keys if key[i] is not None), default=None)
+                          for i in (1, 2)))).fetchall()
+    if resumption is None:
+        repeated = {row[1:] for row in old}
+        return [row for row in rows if (row[1], row[3], row[4]) not in repeated]
+    conn.executemany("DELETE FROM run_metrics WHERE id = ?",
+                     [row[:1] for row in old if row[1:] in keys])
+    return rows
+
+
+def post_lines(url: str, journal: str, offset: int, lines: bytes, death: str = "",
+               timeout_s: float = 10.0) -> tuple[int, str | None]:
+    """Hand lines to the lab server at `url`, as take_lines() does to a store.
+
+    Args:
+        death: the words of death() where the run's process, on this machine, is gone.
+    Raises: OSError when it cannot be reached, StoreError when it refuses, ValueError for a journal
+        that it will never take.
+    """
+    import gzip
+    from urllib.parse import urlencode
+    query = {"journal": journal, "offset": offset, **({"death": death} if death else {})}
+    held = _call(f"{url}/ingest?{urlencode(query)}", timeout_s, gzip.compress(lines, 1))
+    return int(held.get("offset") or 0), held.get("status")
+
+
+def _call(url: str, timeout_s: float, body: bytes | None = None) -> dict:
+    """Ask a lab server, for JSON; AILAB_TOKEN (or the ?token= of AILAB_URL) opens its door."""
+    from http.client import HTTPException
+    from urllib import error, request
+    token = setting("AILAB_TOKEN")[0] or setting("AILAB_URL")[0].partition("?token=")[2]
+    headers = {"Content-Type": "application/x-ndjson", "Content-Encoding": "gzip"} if body else {}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    try:
+        with request.urlopen(request.Request(url, body, headers), timeout=timeout_s) as answer:
+            return dict(json.load(answer))
+    except error.HTTPError as problem:
+        with problem:
+            told = problem.read(2_000).decode("utf-8", "replace")
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            told = json.loads(told)["detail"]
+        kind = ValueError if problem.code in (409, 413, 422) else StoreError
+        raise kind(f"the server answered {problem.code}: {told}") from None
+    except (HTTPException, ValueError, TypeError) as problem:
+        raise StoreError(f"the server gave no answer of a lab: {problem!r}") from None
+
+
+def drain_all(conn, lab: str) -> list[str]:
     """Take in every journal of this lab, whoever wrote it; those of ended runs go.
 
+    Args:
+        conn: of the lab's store; None where `lab` is the URL of a server.
     Returns: a sentence for each journal that could not be taken in; it is kept.
     """
     problems = []
-    for journal in pending(db_path):
+    for journal in pending(lab):
         try:
-            if drain(conn, journal["path"]):
-                _remove(journal["path"])
+            _drain_one(conn, lab, journal["path"])
         except FileNotFoundError:
             continue                              # another process has just taken it in
         except Exception as error:  # noqa: BLE001  one odd journal hides no other
             problems.append(f"the journal {journal['path']!r} is kept: it could not be taken in "
                             f"({error})")
     return problems
+
+
+def _drain_one(conn, lab: str, path: str) -> None:
+    take: Any = functools.partial(post_lines, lab) if conn is None \
+        else functools.partial(take_lines, conn)
+    words = None
+    if conn is None:                              # a server cannot ask for this machine's processes
+        writer = _head(path).get("set", {})
+        words = death(writer.get("hostname"), writer.get("pid"), writer.get("process_key"), None)
+    is_over = drain(take, path)
+    if words and not is_over:
+        name = os.path.splitext(os.path.basename(path))[0]
+        take(name, 0, b"", words)
+        is_over = drain(take, path)
+    if is_over:
+        _remove(path)
 
 
 def _remove(path: str) -> None:
@@ -632,22 +926,22 @@ def _warn(cause, message: str) -> None:
 
 
 class _Drainer:
-    """Moves this process's live journals into one store: a connection, a lock, a thread."""
+    """Moves this process's live journals into one lab: a connection, a lock, a thread."""
 
-    def __init__(self, db_path: str) -> None:
-        self.db_path = db_path
+    def __init__(self, lab: str) -> None:
+        self.lab, self.is_remote = lab, "://" in lab
         self.lock = threading.RLock()
         self.conn: Any = None
         self.file: tuple | None = None            # which file the connection is of
-        self.runs: dict[str, Run] = {}
-        self.is_healthy, self.is_busy = True, False
+        self.runs: dict[str, Run] = {}            # by path of their journal
+        self.n_failures, self.is_busy = 0, False
         self.is_closing = threading.Event()
         threading.Thread(target=self._loop, name="lab_logger", daemon=True).start()
 
     def _loop(self) -> None:
         """Every half second while runs live; first of all take in what dead processes left."""
         beat, has_looked = time.monotonic(), False
-        while not self.is_closing.wait(DRAIN_EVERY_S if self.is_healthy else 5.0):
+        while not self.is_closing.wait(self._pause_s()):
             if not has_looked:
                 has_looked = self._take_in_others()
             is_beat = time.monotonic() - beat >= HEARTBEAT_EVERY_S
@@ -657,65 +951,81 @@ class _Drainer:
             beat = time.monotonic() if is_beat else beat
             self.drain_live(30.0)
 
+    def _pause_s(self) -> float:
+        """Wait longer after each failure, and never in step with other processes."""
+        if not self.n_failures:
+            return DRAIN_EVERY_S
+        first, longest = RETRY_S
+        return min(first * 2 ** min(self.n_failures - 1, 20), longest) * (
+            0.5 + os.urandom(1)[0] / 255)
+
     def _take_in_others(self) -> bool:
         """Take in what dead processes left, beside the lock: a live run need not wait for it."""
-        with contextlib.suppress(Exception):      # a broken store: drain_live() speaks of it
-            with contextlib.closing(connect(self.db_path, timeout_s=5.0)) as conn:
-                drain_all(conn, self.db_path)
+        with contextlib.suppress(Exception):      # a broken lab: drain_live() speaks of it
+            if self.is_remote:
+                return not drain_all(None, self.lab)
+            with contextlib.closing(connect(self.lab, timeout_s=5.0)) as conn:
+                drain_all(conn, self.lab)
             return True
         return False
 
-    def _connection(self, wait_s: float):
-        if self.conn is not None and self.file != _file_key(self.db_path):
-            _warn(("gone", self.db_path), f"the lab {self.db_path!r} was removed or replaced while "
+    def _take(self, wait_s: float):
+        """Give what drain() hands lines to."""
+        if self.is_remote:
+            return functools.partial(post_lines, self.lab, timeout_s=min(max(wait_s, 0.1), 10.0))
+        if self.conn is not None and self.file != _file_key(self.lab):
+            _warn(("gone", self.lab), f"the lab {self.lab!r} was removed or replaced while "
                   "runs were alive: they go whole into the one that is there now")
             self.disconnect()
         if self.conn is None:
-            self.conn = connect(self.db_path, timeout_s=wait_s)
-            self.file = _file_key(self.db_path)
+            self.conn = connect(self.lab, timeout_s=wait_s)
+            self.file = _file_key(self.lab)
         self.conn.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
-        return self.conn
+        return functools.partial(take_lines, self.conn)
 
     def drain_live(self, wait_s: float, only: Run | None = None) -> bool:
-        """Drain the live runs, or one; False when the store would not have it. Never raises."""
+        """Drain the live runs, or one; False when the lab would not have it. Never raises."""
         deadline = time.monotonic() + wait_s
-        if not self.lock.acquire(timeout=wait_s):
-            return False
+        if only and self.is_remote and self.n_failures or not self.lock.acquire(timeout=wait_s):
+            return False                          # training waits for no server that is away
         try:
             for run in [only] if only else list(self.runs.values()):
                 self._drain_run(run, max(0.0, deadline - time.monotonic()))
-            self.is_healthy = True
-        except Exception as error:  # noqa: BLE001  whatever the store does, training goes on
-            self.is_healthy = False
-            self.is_busy = any(word in str(error) for word in ("locked", "busy"))
+            self.n_failures = 0
+        except Exception as error:  # noqa: BLE001  whatever the lab does, training goes on
+            self.n_failures += 1
+            self.is_busy = any(word in str(error) for word in ("locked", "busy", "timed out"))
             if not self.is_busy:
                 self.disconnect()
             if only or not self.is_busy:
-                folders = {os.path.dirname(run.path) for run in self.runs.values()}
-                _warn(("store", self.db_path), f"the lab {self.db_path!r} cannot take in runs at "
+                folders = {os.path.dirname(run.path) for run in list(self.runs.values())}
+                _warn(("store", self.lab), f"the lab {self.lab!r} cannot take in runs at "
                       f"present ({error}); training goes on, every point is kept in "
-                      f"{' and '.join(sorted(folders))} and is taken in by the next process that "
-                      "opens the lab")
+                      f"{' and '.join(sorted(folders))} and is taken in " + (
+                          "once the server answers, or by `python lab_logger.py sync`"
+                          if self.is_remote else "by the next process that opens the lab"))
         finally:
             self.lock.release()
-        return self.is_healthy
+        return not self.n_failures
 
     def _drain_run(self, run: Run, wait_s: float) -> None:
         try:
             size = os.stat(run.path).st_size
             if size > run.taken_in or run.is_over:
-                if drain(self._connection(wait_s), run.path) and run.is_over:
+                if drain(self._take(wait_s), run.path, run.taken_in) and run.is_over:
                     _remove(run.path)
-                    self.runs.pop(run.run_id, None)
+                    self.runs.pop(run.path, None)
                 run.taken_in = size
-        except (ValueError, TypeError, AttributeError, OverflowError) as error:   # no store's fault
-            self.runs.pop(run.run_id, None)
+        except ValueError as error:               # no fault of the lab's
+            self.runs.pop(run.path, None)
             _warn(run.path, f"the journal {run.path!r} is kept: it cannot be taken in ({error!r})")
-        except FileNotFoundError as error:
-            self.runs.pop(run.run_id, None)
+        except FileNotFoundError:
+            path = run.path
             if not run.is_over:                   # an ended one was taken in by another process
-                _warn(("lost", run.run_id), f"the journal {run.path!r} was removed under its run "
-                      f"({error}): points of the last half second, and those to come, are lost")
+                run._restore()
+            self.runs.pop(path, None)
+            if not run.is_over:
+                self.runs[run.path] = run
 
     def disconnect(self) -> None:
         conn, self.conn = self.conn, None
@@ -731,7 +1041,7 @@ class _Drainer:
                 run._write(b"")                   # what a full disk kept back
             is_done = self.drain_live(max(0.1, deadline - time.monotonic()))
             if not is_done and not self.is_busy:
-                break                             # a broken store does not mend within seconds
+                break                             # a broken lab does not mend within seconds
             if self.runs:
                 time.sleep(0.1)
         if self.lock.acquire(timeout=1):
@@ -752,22 +1062,52 @@ _drainers_lock = threading.Lock()                 # never held while anything is
 _abandoned: list = []                             # a parent's connections, never closed here
 
 
-def _drainer(db_path: str) -> _Drainer:
+def _drainer(lab: str) -> _Drainer:
     with _drainers_lock:
-        if not _drainers and not _abandoned:
-            atexit.register(_at_exit)
-            if hasattr(os, "register_at_fork"):
-                os.register_at_fork(after_in_child=_after_fork)
-        if db_path not in _drainers:
-            _drainers[db_path] = _Drainer(db_path)
-        return _drainers[db_path]
+        if not _drainers:
+            threading.Thread(target=_sample, name="lab_logger system", daemon=True).start()
+            if not _abandoned:
+                atexit.register(_at_exit)
+                if hasattr(os, "register_at_fork"):
+                    os.register_at_fork(after_in_child=_after_fork)
+        if lab not in _drainers:
+            _drainers[lab] = _Drainer(lab)
+        return _drainers[lab]
+
+
+def _live_runs() -> list[Run]:
+    return [run for drainer in list(_drainers.values()) for run in list(drainer.runs.values())
+            if not run.is_over]
+
+
+def _sample() -> None:
+    """Write system metrics into every live run, in a thread of its own: nvidia-smi is slow."""
+    text, source = setting("AILAB_SAMPLE_EVERY_S", str(SAMPLE_EVERY_S))
+    every_s = SAMPLE_EVERY_S
+    try:
+        every_s = float(text)
+    except ValueError:
+        _warn(text, f"AILAB_SAMPLE_EVERY_S is {text!r} in {source}; give seconds, 0 for no system "
+              f"metrics: {every_s:g} are taken")
+    last: dict = {}
+    while every_s > 0:                            # NaN neither
+        system_metrics(last) if not last else None
+        time.sleep(max(every_s, 0.1))
+        runs = _live_runs()
+        try:
+            line = _dumps({"t": time.time(), "m": system_metrics(last)}) if runs else ""
+            for run in runs:
+                run._write(line.encode() + b"\n")
+        except Exception as error:  # noqa: BLE001  nothing of ours may cost a run
+            _warn("system", f"system metrics could not be taken ({error!r}); training goes on")
 
 
 def _at_exit() -> None:
     deadline = time.monotonic() + EXIT_WAIT_S
     for drainer in list(_drainers.values()):
         for run in [run for run in drainer.runs.values() if not run.is_over]:
-            run.finish(error=getattr(sys, "last_value", None), wait_s=0)   # what ended the script
+            run.finish(error=getattr(sys, "last_value", None), wait_s=0,   # what ended the script
+                       how="the process ended before finish() was called")
         drainer.close(max(0.1, deadline - time.monotonic()))
 
 
@@ -790,62 +1130,133 @@ _current: contextvars.ContextVar[Run | None] = contextvars.ContextVar("ailab_run
 class Run:
     """One run, made by start_run() or @log_run: `with` it, or call finish().
 
-    Attributes: run_id (UUID), path (of its journal), db_path (of its lab), result (what `with`
-    ends it with). Its methods never raise for a fault of the lab: they warn once on stderr.
+    Attributes: run_id, path (of its journal), lab (path or URL), result (what `with` ends it with).
+    Its methods never raise for a fault of the lab: they warn once on stderr.
     """
 
-    def __init__(self, columns: dict, params: Any, db_path: str | None) -> None:
+    def __init__(self, columns: dict, params: Any = None, lab: str | None = None,
+                 run_id: str | None = None) -> None:
         import uuid
         self.run_id = str(uuid.uuid4())           # from the system: no seed makes it twice
         self.is_over, self.taken_in, self.result = False, 0, None
         self._keys: dict[str, str] = {}           # metric name -> '"name":'
-        self._backlog: list[bytes] = []           # what the journal would not take
-        self._lock = threading.Lock()          # of the backlog
+        self._backlog = bytearray()               # what the journal would not take
+        self._lock = threading.RLock()            # of the journal; held for one append
         self._wandb: Any = None
+        self._spent_s = 0.0                       # by this run before it was resumed
+        self.summary = _Live({}, lambda values: self._set("final_metrics_json", _dumps(
+            {_text(str(name)): _number(number) for name, value in _flatten(values).items()
+             if (number := _as_float(value)) is not None})))
+        self.config = _Live({}, lambda values: self._set("params_json", _dumps(_params(values))))
         try:
-            self._begin(columns, params, db_path)
+            with contextlib.suppress(Exception):  # an object's own methods may raise anything
+                dict.update(self.config, _children(params))
+            self._begin(columns, params, lab, run_id)
         except Exception as error:  # noqa: BLE001  nothing of ours may end a training
             _warn(("begin", repr(error)), f"a run goes unrecorded: it did not begin ({error!r})")
             self._leave("it could not be begun")
 
-    def _begin(self, columns: dict, params: Any, db_path: str | None) -> None:
-        self.db_path = default_db_path() if not db_path else os.path.abspath(
-            os.path.expanduser(db_path))
+    def _begin(self, columns: dict, params: Any, lab: str | None, run_id: str | None) -> None:
+        self.lab = os.path.abspath(os.path.expanduser(lab)) if lab else lab_url() \
+            or default_db_path()
         facts, parent, cwd = _facts(), _current.get(), None
         columns = {name: None if value is None else _text(str(value))
                    for name, value in columns.items()}
         self._began, self._t = time.monotonic(), time.time()
         with contextlib.suppress(OSError):        # it was deleted
             cwd = _text(os.getcwd())
-        self._open_journal()
-        self._append({"v": 1, "t": self._t, "db": self.db_path, "set": {
-            "timestamp": utc(self._t), "status": "running", **facts, **columns,
+        part = f".{os.urandom(4).hex()}" if run_id and self._may_resume(run_id) else ""
+        self._fd = self._open_journal(f"{self.run_id}{part}.jsonl")
+        at = {"hostname": host_name(), "pid": os.getpid(), "command": launch_command()}
+        head = {"v": JOURNAL_VERSION, "t": self._t, "db": self.lab, "set": {
+            "timestamp": utc(self._t), "status": "running", **facts, **columns, **at,
             "dataset_id": columns.get("dataset_id") or setting("DATASET_ID")[0] or None,
-            "command": launch_command(), "python_version": sys.version.split()[0],
-            "hostname": host_name(), "pid": os.getpid(), "process_key": process_key(), "cwd": cwd,
+            "python_version": sys.version.split()[0], "process_key": process_key(), "cwd": cwd,
             "params_json": _dumps(_params(params)),
-            "parent_run_id": parent.run_id if parent else None}})
-        if self._fd >= 0:
-            self._drainer = _drainer(self.db_path)
-            self._drainer.runs[self.run_id] = self
+            "parent_run_id": parent.run_id if parent else None}}
+        if part:
+            head["resume"] = {"at": utc(self._t), **at, "git_hash": facts.get("git_hash"),
+                              "params": _params(params)}
+        self._append(head)
+        self._drainer = _drainer(self.lab)
+        self._drainer.runs[self.path] = self
         if setting("WANDB_PROJECT")[0]:
             self._start_wandb(columns.get("experiment_name"), _params(params))
 
-    def _open_journal(self) -> None:
-        errors, flags = [], os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY
-        for folder in journal_dirs(self.db_path):
+    def _may_resume(self, run_id: str) -> bool:
+        """Take over a run that is not alive elsewhere, or begin one of that id."""
+        try:
+            if not re.fullmatch(r"[\w-]{1,64}", str(run_id), re.ASCII):
+                raise ValueError("an id is 1 to 64 letters, digits, - and _")
+            if "://" in self.lab:
+                self._check_dead(_call(f"{self.lab}/runs/{run_id}", FINISH_WAIT_S))
+            else:
+                with contextlib.closing(connect(self.lab, timeout_s=FINISH_WAIT_S)) as conn:
+                    self._claim(conn, run_id)
+        except ValueError as error:
+            _warn(("resume", run_id), f"run {_repr(run_id)} cannot be resumed ({error}): what is "
+                  f"trained here is recorded as a run of its own, {self.run_id}")
+            return False
+        except Exception as error:  # noqa: BLE001  the part has a journal of its own: no harm
+            _warn(("resume", run_id), f"whether run {run_id!r} is alive elsewhere could not be "
+                  f"asked ({error}); it is resumed")
+        self.run_id = run_id
+        return True
+
+    def _claim(self, conn, run_id: str) -> None:
+        names = ("status", "hostname", "pid", "process_key", "heartbeat_at")
+        with transaction(conn):                   # of two that resume at once, one is refused
+            row = conn.execute(
+                f"SELECT {', '.join(names)}, ifnull(duration_s, 86400 * (julianday(heartbeat_at) - "
+                "julianday(timestamp))) FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+            self._check_dead(dict(zip((*names, "duration_s"), row or (), strict=False)))
+            conn.execute(f"INSERT INTO runs (run_id, {', '.join(names)}) VALUES (?, ?, ?, ?, ?, ?) "
+                         "ON CONFLICT (run_id) DO UPDATE SET "
+                         + ", ".join(f"{name} = excluded.{name}" for name in names),
+                         (run_id, "running", host_name(), os.getpid(), process_key(), utc(self._t)))
+
+    def _check_dead(self, run: dict) -> None:
+        where = [run.get(name) for name in ("hostname", "pid", "process_key", "heartbeat_at")]
+        if run.get("status") == "running" and not death(*where):
+            raise ValueError(f"it is alive, process {where[1]} on {where[0]}, last heard of at "
+                             f"{where[3]}")
+        self._spent_s = float(run.get("duration_s") or 0)
+
+    def _open_journal(self, name: str) -> int:
+        """Make the journal file; the descriptor is the process's own, whoever removes the file."""
+        errors, flags = [], os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_RDWR
+        for folder in journal_dirs(self.lab):
             try:
                 os.makedirs(folder, mode=0o700, exist_ok=True)
-                self.path = os.path.join(folder, self.run_id + ".jsonl")
-                self._fd = os.open(self.path, flags | getattr(os, "O_BINARY", 0), 0o600)
-                return
+                self.path = os.path.join(folder, name)
+                return os.open(self.path, flags | getattr(os, "O_BINARY", 0), 0o600)
             except OSError as error:
                 errors.append(str(error))
-        self._leave(f"no journal can be written ({'; '.join(errors)})")
+        raise OSError(f"no journal can be written ({'; '.join(errors)})")
+
+    def _restore(self) -> None:
+        """Write the journal anew from its open file after somebody removed it under the run."""
+        with self._lock:
+            try:
+                new = self._open_journal(os.path.basename(self.path))
+                start = 0
+                while block := os.pread(self._fd, CHUNK_BYTES, start):
+                    start += os.write(new, block)
+                os.close(self._fd)
+                self._fd = new
+                _warn(("restored", self.run_id), f"the journal of run {self.run_id} was removed "
+                      f"while it was written; training goes on, and all of it is in {self.path!r}"
+                      " again, to be taken in as before")
+            except OSError as error:
+                _warn(("lost", self.run_id), f"the journal {self.path!r} was removed under its run "
+                      f"and cannot be written anew ({error}): points that the lab has not yet, and "
+                      "those to come, are lost")
+                self._leave("its journal was removed")
 
     def _leave(self, why: str) -> None:
         """Write no more to the journal: from now on log() warns once."""
-        self._fd, self._why_left, self._backlog, self._lock = -1, why, [], threading.Lock()
+        self._fd, self._why_left, self._lock = -1, why, threading.RLock()
+        self._backlog.clear()
 
     def log(self, metrics=None, /, *, epoch=None, step=None, **named) -> None:
         """Append one point of each metric to the journal: numbers, NaN and infinity included.
@@ -884,33 +1295,33 @@ class Run:
         self._write(_dumps(record).encode() + b"\n")
 
     def _write(self, line: bytes) -> None:
-        """Append to the journal: one system call, and no lock unless that failed."""
-        n_written = 0
-        with contextlib.suppress(OSError):        # told below, if it lasts
-            if not self._backlog:
-                n_written = os.write(self._fd, line)
-                if n_written == len(line):
-                    return
+        """Append to the journal: one system call; what a full disk refuses waits in memory."""
         with self._lock:
+            n_written = 0
             try:
-                if line[n_written:]:
-                    self._backlog.append(line[n_written:])
-                while self._backlog and self._fd >= 0:
-                    self._backlog[0] = self._backlog[0][os.write(self._fd, self._backlog[0]):]
-                    if not self._backlog[0]:
-                        self._backlog.pop(0)
+                if not self._backlog:
+                    n_written = os.write(self._fd, line)
+                    if n_written == len(line):
+                        return
+                self._backlog += line[n_written:]
+                n_written = len(line)
+                while self._backlog:
+                    del self._backlog[:os.write(self._fd, self._backlog)]
             except OSError as error:
-                _warn(("journal", self.run_id), f"the journal {self.path!r} cannot be written "
-                      f"({error}); training goes on, its points wait in memory for room")
-            if self._backlog and (self._fd < 0 or len(self._backlog) > MAX_BACKLOG):
-                self._backlog.clear()
-                why = self._why_left if self._fd < 0 else "its journal had no room for too long"
-                _warn(("lost", self.run_id), f"points of run {self.run_id} are lost: {why}")
+                self._backlog += line[n_written:]
+                if self._fd >= 0:
+                    _warn(("journal", self.run_id), f"the journal {self.path!r} cannot be written "
+                          f"({error}); training goes on, its points wait in memory for room, and "
+                          "are taken in then")
+                if self._backlog and (self._fd < 0 or len(self._backlog) > MAX_BACKLOG_BYTES):
+                    self._backlog.clear()
+                    why = self._why_left if self._fd < 0 else "its disk was full for too long"
+                    _warn(("lost", self.run_id), f"points of run {self.run_id} are lost: {why}")
 
     def log_artifact(self, path) -> None:
         """Record the path of a file that the run made, as absolute; a URL stays as it is."""
         try:
-            text = os.fsdecode(os.fspath(path))
+            text = _hide_in_url(os.fsdecode(os.fspath(path)))
             if "://" not in text:
                 text = os.path.abspath(text)
                 if not os.path.exists(text):
@@ -922,27 +1333,28 @@ class Run:
     def note(self, text: str) -> None:
         """Set the run's note, such as "PUBLISH: best so far"."""
         try:
-            note = None if text is None else _text(str(text))
-            self._append({"t": time.time(), "set": {"note": note}})
+            self._set("note", None if text is None else _hide_in_url(_text(str(text))))
         except Exception as error:  # noqa: BLE001  see log()
             _warn(repr(error), f"the note was not recorded ({error!r})")
 
+    def _set(self, column: str, value) -> None:
+        self._append({"t": time.time(), "set": {column: value}})
+
     def finish(self, result=None, *, error: BaseException | None = None,
-               wait_s: float = FINISH_WAIT_S) -> None:
-        """End the run and take it into the store, within `wait_s` where that is busy.
+               wait_s: float = FINISH_WAIT_S, how: str = "ran to its end") -> None:
+        """End the run and take it into the lab, within `wait_s` where that is busy.
 
         Args:
             result: as a decorated function returns it: final metrics, artifacts, history.
             error: what ended the run; None, `sys.exit(0)` or a closed generator is a good end.
+            how: a good end in words.
         """
         if self.is_over or self._fd < 0:
             return
-        is_good = (error is None or isinstance(error, GeneratorExit)
-                   or (isinstance(error, SystemExit) and error.code in (None, 0)))
-        is_stopped = isinstance(error, KeyboardInterrupt)
         metrics: dict = {}
         try:
             metrics, artifacts, history = _split_result(result)
+            metrics = {**_split_result(self.summary)[0], **metrics}
             logged = {"epoch", "step", *self._keys}   # what log() wrote is not written twice
             for row in history:
                 self.log({name: value for name, value in row.items() if name not in logged},
@@ -953,21 +1365,24 @@ class Run:
             _warn(repr(problem), f"what a run returned could not all be read ({problem!r})")
         try:
             duration = time.monotonic() - self._began
+            status, reason, trace = _end_of(error, how)
             self._append({"t": time.time(), "set": {
-                "status": "finished" if is_good else "killed" if is_stopped else "failed",
-                "ended_at": utc(self._t + duration), "duration_s": round(duration, 6),
-                "final_metrics_json": _dumps({name: _number(metrics[name]) for name in metrics}),
-                "error": None if is_good else _traceback(error)}})
+                "status": status, "end_reason": reason, "error": trace,
+                "ended_at": utc(self._t + duration),
+                "duration_s": round(self._spent_s + duration, 6),
+                "final_metrics_json": _dumps({name: _number(metrics[name]) for name in metrics})}})
             if self._wandb is not None:
                 self._wandb.summary.update(metrics)
-                self._wandb.finish(exit_code=int(not is_good))
+                self._wandb.finish(exit_code=int(status != "finished"))
         except Exception as problem:  # noqa: BLE001  see log()
             _warn(repr(problem), f"the end of a run could not be recorded ({problem!r})")
         self.is_over = True
-        if not self._backlog:
-            fd = self._fd
-            self._leave("it was over")
-            os.close(fd)                          # Windows removes no open file
+        if not os.path.exists(self.path):
+            self._restore()
+        with self._lock:
+            if not self._backlog and self._fd >= 0:
+                os.close(self._fd)                # Windows removes no open file
+                self._leave("it was over")
         self._drainer.drain_live(wait_s, only=self)
 
     def _start_wandb(self, name: str | None, params: dict) -> None:
@@ -978,7 +1393,7 @@ class Run:
             import wandb  # type: ignore[import-not-found, unused-ignore]
             self._wandb = wandb.init(project=setting("WANDB_PROJECT")[0], name=name, config=params,
                                      reinit="create_new")
-            self._append({"t": time.time(), "set": {"wandb_url": self._wandb.url}})
+            self._set("wandb_url", self._wandb.url)
         except Exception as error:  # noqa: BLE001  see log()
             _warn("wandb", f"W&B does not mirror this run ({error!r}); the lab records it still")
 
@@ -990,6 +1405,36 @@ class Run:
         with contextlib.suppress(ValueError):     # left in another context than it was entered in
             _current.reset(self._token)
         self.finish(self.result, error=error)
+
+
+def _said(error: BaseException) -> str:
+    """Give the first line of an error's message, short enough for a sentence."""
+    try:
+        return _hide_in_url(_text((str(error).splitlines() or [""])[0][:300]))
+    except Exception:  # noqa: BLE001  an object's own methods may raise anything
+        return ""
+
+
+def _end_of(error: BaseException | None, how: str) -> tuple[str, str, str | None]:
+    """Tell how a run ended: status, end_reason (last frames first), traceback."""
+    import traceback
+    if error is None or isinstance(error, GeneratorExit):
+        return "finished", f"finished: {how if error is None else 'the generator was closed'}", None
+    told = f"{type(error).__name__}: {_said(error)}".rstrip(": ")
+    if isinstance(error, SystemExit):
+        told = f"sys.exit({'' if error.code is None else _repr(error.code)[:200]})"
+        if error.code in (None, 0):
+            return "finished", f"finished: {told}", None
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next                     # the user's frames only
+    frames = [f"{os.path.basename(frame.filename)}:{frame.lineno} in {frame.name}"
+              for frame in reversed(traceback.extract_tb(trace))][:5]
+    where = f"; at {', from '.join(frames)}" if frames else ""
+    status, word = ("killed", "interrupted") if isinstance(error, KeyboardInterrupt) else (
+        "failed", "failed")
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    return status, _text(f"{word}: {told}{where}"), _hide_in_url(_text(text[-100_000:]))
 
 
 def _is_mapping(value) -> bool:
@@ -1036,14 +1481,6 @@ def _as_json(what: str, value, is_whole: bool = False) -> str | None:
     return str(int(value)) if is_whole else json.dumps(_number(number))
 
 
-def _traceback(error) -> str:
-    import traceback
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-        trace = trace.tb_next                     # the user's frames only
-    return _text("".join(traceback.format_exception(type(error), error, trace))[-100_000:])
-
-
 def _split_result(result) -> tuple[dict[str, float], list, list[dict]]:
     """Read what a decorated function returned: final metrics, artifact paths, per-epoch rows."""
     artifacts: object = []
@@ -1075,17 +1512,21 @@ def _split_result(result) -> tuple[dict[str, float], list, list[dict]]:
 
 def start_run(experiment_name: str | None = None, *, model_name: str | None = None,
               task_name: str | None = None, dataset_id: str | None = None, note: str | None = None,
-              params: Any = None, db_path: str | None = None) -> Run:
-    """Begin a run where a decorator does not fit: `with start_run("iris", params={...}):`."""
+              params: Any = None, db_path: str | None = None, run_id: str | None = None) -> Run:
+    """Begin a run where a decorator does not fit: `with start_run("iris", params={...}):`.
+
+    With `run_id` that run goes on, after a preemption say, or begins where the lab has none:
+    epochs that are logged again replace what they repeat. A run that is alive elsewhere is left
+    alone: this one is then recorded under an id of its own.
+    """
     return Run({"experiment_name": experiment_name, "model_name": model_name,
                 "task_name": task_name, "dataset_id": dataset_id, "note": note},
-               params, db_path)
+               params, db_path, run_id)
 
 
 def _run(caller: str) -> Run | None:
     """Find the run that log() means: the context's, else the only one alive in this process."""
-    live = [run for drainer in list(_drainers.values()) for run in list(drainer.runs.values())
-            if not run.is_over]
+    live = _live_runs()
     run = _current.get() or (live[0] if len(live) == 1 else None)
     if run is None:
         _warn("no run", f"{caller}() did nothing: {len(live) or 'no'} runs are alive and none "
@@ -1117,14 +1558,16 @@ def note(text: str) -> None:
 
 def log_run(function: object = None, /, *, experiment_name: str | None = None,
             model_name: str | None = None, task_name: str | None = None,
-            dataset_id: str | None = None, note: str | None = None, db_path: str | None = None):
+            dataset_id: str | None = None, note: str | None = None, db_path: str | None = None,
+            resume: bool = False):
     """Record every call as a run: `@log_run`, `@log_run()` or `@log_run(task_name="x")`.
 
     The function may be sync, async or a generator; its signature, return value and exceptions stay
     as they were. Its arguments are the run's params; those called experiment_name, model_name,
     task_name and dataset_id win over the ones given here. A returned mapping holds final metrics,
     and under `artifacts` paths, under `history` or `epoch_metrics` rows per epoch; a pair is
-    (metrics, artifacts); a bare number is the metric `result`.
+    (metrics, artifacts); a bare number is the metric `result`. With `resume`, the first call in a
+    process whose environment has AILAB_RUN_ID (a scheduler's job id, say) goes on with that run.
 
     Raises: TypeError, at once, for what cannot be decorated.
     """
@@ -1133,11 +1576,11 @@ def log_run(function: object = None, /, *, experiment_name: str | None = None,
     for name, value in {**columns, "db_path": db_path}.items():
         if value is not None and not isinstance(value, str):
             raise TypeError(f"log_run({name}={value!r}): it takes text, or nothing")
-    decorate = functools.partial(_decorate, columns=columns, db_path=db_path)
+    decorate = functools.partial(_decorate, columns=columns, db_path=db_path, resume=resume)
     return decorate if function is None else decorate(function)
 
 
-def _decorate(function, columns: dict, db_path: str | None):
+def _decorate(function, columns: dict, db_path: str | None, resume: bool):
     import inspect
     if not callable(function) or isinstance(function, (type, classmethod, staticmethod)):
         raise TypeError(f"log_run decorates a function, not {function!r}: use it as @log_run or "
@@ -1150,12 +1593,19 @@ def _decorate(function, columns: dict, db_path: str | None):
         params = _bound(signature, args, kwargs)
         named = {name: params[name] for name in columns
                  if name != "note" and params.get(name) is not None}
-        return Run({**columns, **named}, params, db_path)
+        run_id = setting("AILAB_RUN_ID")[0] if resume else ""
+        if run_id in _resumed:
+            run_id = ""
+        _resumed.add(run_id)
+        return Run({**columns, **named}, params, db_path, run_id or None)
 
     wrap = (_wrap_async_generator if inspect.isasyncgenfunction(function)
             else _wrap_async if inspect.iscoroutinefunction(function)
             else _wrap_generator if inspect.isgeneratorfunction(function) else _wrap_sync)
     return functools.wraps(function)(wrap(function, begin))
+
+
+_resumed: set[str] = set()            # a process goes on with a run once; later calls are others
 
 
 def _bound(signature, args: tuple, kwargs: dict) -> dict:
@@ -1234,3 +1684,98 @@ def _wrap_async_generator(function, begin):
             except BaseException as error:  # noqa: BLE001  the caller's, handed on
                 step, value = generator.athrow, error
     return wrapper
+
+
+# --- Drop-in for W&B: import lab_logger as wandb ---------------------------------
+
+class _Live(dict):
+    """A dict with attributes whose every change goes to the journal: run.config, run.summary."""
+
+    def __init__(self, values: dict, on_change) -> None:
+        super().__init__(values)
+        object.__setattr__(self, "_on_change", on_change)
+
+    def __setitem__(self, name, value) -> None:
+        self.update({name: value})
+
+    def update(self, values: Any = (), **named) -> None:  # type: ignore[override]
+        named.pop("allow_val_change", None)
+        super().update(values, **named)
+        self._on_change(dict(self))
+
+    def __getattr__(self, name):
+        if name in self:
+            return self[name]
+        raise AttributeError(f"{name!r} is not set; set are: {', '.join(map(str, self))}")
+
+    __setattr__ = __setitem__
+
+
+def init(project: str | None = None, *, name: str | None = None, config: Any = None,
+         notes: str | None = None, job_type: str | None = None, tags=(), id: str | None = None,
+         resume: object = None, **ignored) -> Run:
+    """Begin a run as `wandb.init` does; project is the experiment, job_type the task.
+
+    `id` with `resume` goes on with that run. What else W&B takes is ignored.
+    """
+    note = " · ".join(str(text) for text in (name, notes, *(tags or ())) if text)
+    run = Run({"experiment_name": project, "task_name": job_type, "note": note or None}, config,
+              None, id if resume else None)
+    run._token = _current.set(run)
+    return run
+
+
+def finish(exit_code: int | None = None, **ignored) -> None:
+    """End the current run as `wandb.finish` does."""
+    if run := _run("finish"):
+        _current.set(None)
+        run.finish(error=SystemExit(exit_code) if exit_code else None)
+
+
+def _ignored(*args, **kwargs) -> None:
+    """Take any call: what W&B offers beyond the loop is not recorded, and must not end it."""
+
+
+def __getattr__(name: str):
+    run = _current.get()
+    if name == "run" or name in ("config", "summary", "Settings") and run:
+        return getattr(run, name) if name != "run" else run
+    if name in ("watch", "unwatch", "define_metric", "alert", "login", "Settings") or (
+            name[:1].isupper()):
+        _warn(("wandb", name), f"{name} of W&B is accepted and not recorded")
+        return _ignored
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+save = log_artifact
+
+
+# --- Command line ---------------------------------------------------------------
+
+def main(argv: list[str] | None = None) -> int:
+    """`python lab_logger.py sync` hands pending journals to their lab: 0 when it has all."""
+    import argparse
+    parser = argparse.ArgumentParser("lab_logger.py", description=main.__doc__)
+    parser.add_argument("verb", choices=["sync"])
+    parser.add_argument("--url", default="", help="of a lab server; default: AILAB_URL")
+    parser.add_argument("--db", help="a lab's file instead; default: DB_PATH without AILAB_URL")
+    options = parser.parse_args(argv)
+    lab = os.path.abspath(os.path.expanduser(options.db)) if options.db \
+        else lab_url(options.url) or default_db_path()
+    n_before = len(pending(lab))
+    try:
+        with contextlib.ExitStack() as stack:
+            conn = None if "://" in lab else stack.enter_context(contextlib.closing(connect(lab)))
+            problems = drain_all(conn, lab)
+    except StoreError as error:
+        problems = [str(error)]
+    left = len(pending(lab))
+    print(f"{n_before - left} of {n_before} journals are wholly in {lab}; {left} are left"
+          + (": of runs that are alive, or as said" if left else ""))
+    for problem in problems:
+        print(f"lab_logger: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,7 @@
 """Journals into the store: exactly once, whoever dies and whenever."""
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -47,6 +48,10 @@ def run_of(conn):
     conn.row_factory = sqlite3.Row
     (run,) = conn.execute("SELECT * FROM runs").fetchall()
     return dict(run)
+
+
+def drain(conn, path):
+    return lab_logger.drain(functools.partial(lab_logger.take_lines, conn), str(path))
 
 
 def epochs(conn):
@@ -182,11 +187,11 @@ def test_torn_last_line_was_never_acknowledged_and_waits(db_path):
     whole = journal_of([("loss", 0.5, 1), ("loss", 0.25, 2)], ended=False)
     path = put_journal(db_path, whole[:-5])
     conn = ailab.open_lab(db_path)
-    assert lab_logger.drain(conn, str(path)) is False
+    assert drain(conn, path) is False
     assert epochs(conn) == [1]
     path.write_bytes(whole)
-    lab_logger.drain(conn, str(path))
-    lab_logger.drain(conn, str(path))
+    drain(conn, path)
+    drain(conn, path)
     assert epochs(conn) == [1, 2]
     conn.close()
 
@@ -217,11 +222,11 @@ def test_journal_longer_than_a_chunk_is_taken_in_whole(db_path, monkeypatch):
 def test_killed_run_that_goes_on_is_running_again(db_path):
     path = put_journal(db_path, journal_of([("loss", 0.5, 1)], ended=False))
     conn = ailab.open_lab(db_path)
-    lab_logger.drain(conn, str(path))
+    drain(conn, path)
     conn.execute("UPDATE runs SET status = 'killed', ended_at = timestamp")
     with open(path, "ab") as journal:
         journal.write(b'{"t":9.0,"e":2,"m":{"loss":0.1}}\n')
-    lab_logger.drain(conn, str(path))
+    drain(conn, path)
     assert (run_of(conn)["status"], run_of(conn)["ended_at"]) == ("running", None)
     conn.close()
 
@@ -269,9 +274,9 @@ def test_store_equals_what_was_logged_whenever_writer_and_drainers_die(
 
             victim.set_progress_handler(die, 25)
             with contextlib.suppress(sqlite3.Error):
-                lab_logger.drain(victim, str(path))
+                drain(victim, path)
             victim.close()  # rolls back what it had not committed
-            lab_logger.drain(conn, str(path))
+            drain(conn, path)
     finally:
         lab_logger.CHUNK_BYTES = chunk
     stored = [
@@ -284,6 +289,7 @@ def test_store_equals_what_was_logged_whenever_writer_and_drainers_die(
         (name, None if value == "NaN" else float(value), epoch) for name, value, epoch in points
     ]
     assert run_of(conn)["artifacts_json"] == '["/a"]'
+    ailab.take_in(conn, db_path)
     counts = dict(
         conn.execute(
             "SELECT metric_name, n_points FROM metric_summary WHERE n_points > 0"
