@@ -1139,7 +1139,7 @@ class Run:
         import uuid
         self.run_id = str(uuid.uuid4())           # from the system: no seed makes it twice
         self.is_over, self.taken_in, self.result = False, 0, None
-        self._keys: dict[str, str] = {}           # metric name -> '"name":'
+        self._keys: dict[str, str] = {}           # metric name -> ',"name":'
         self._backlog = bytearray()               # what the journal would not take
         self._lock = threading.RLock()            # of the journal; held for one append
         self._wandb: Any = None
@@ -1268,19 +1268,17 @@ class Run:
         try:
             if metrics is not None:
                 named = {**_flatten(metrics), **named}
-            points = []
+            keys, body = self._keys, ""
             for name, value in named.items():
                 if value.__class__ is not float or value - value != 0:
                     value = _as_json(f"metric {name!r}", value)
                 if value is not None:
-                    points.append(f"{self._keys.get(name) or self._key(name)}{value}")
-            if points:
-                at = f'{{"t":{time.time()}'
-                if epoch is not None:
-                    at += f',"e":{_as_json("epoch", epoch, is_whole=True) or "null"}'
+                    body += f"{keys.get(name) or self._key(name)}{value}"
+            if body:
+                at = "" if epoch is None else f',"e":{_whole("epoch", epoch)}'
                 if step is not None:
-                    at += f',"s":{_as_json("step", step, is_whole=True) or "null"}'
-                self._write(f'{at},"m":{{{",".join(points)}}}}}\n'.encode())
+                    at += f',"s":{_whole("step", step)}'
+                self._write(f'{{"t":{time.time():.6f}{at},"m":{{{body[1:]}}}}}\n'.encode())
                 if self._wandb is not None:
                     more = {} if epoch is None else {"epoch": epoch}
                     self._wandb.log({**named, **more}, step=step)
@@ -1288,7 +1286,7 @@ class Run:
             _warn(("log", repr(error)), f"a point could not be logged and was left out ({error!r})")
 
     def _key(self, name) -> str:
-        self._keys[name] = json.dumps(_text(str(name))) + ":"
+        self._keys[name] = f",{json.dumps(_text(str(name)))}:"
         return self._keys[name]
 
     def _append(self, record: dict) -> None:
@@ -1471,14 +1469,24 @@ def _as_float(value) -> float | None:
         return None
 
 
-def _as_json(what: str, value, is_whole: bool = False) -> str | None:
+def _as_json(what: str, value) -> str | None:
     """Write a number as the journal does; None, with a warning, for what is none."""
     number = _as_float(value)
-    if number is None or (is_whole and (number % 1 != 0 or abs(number) >= 1 << 63)):
-        _warn(("number", what), f"the {what} is no {'whole ' * is_whole}number but "
-              f"{_repr(value)[:80]}: left out")
-        return None
-    return str(int(value)) if is_whole else json.dumps(_number(number))
+    return _none(what, "number", value) if number is None else json.dumps(_number(number))
+
+
+def _whole(what: str, value) -> str:
+    """Write an epoch or a step as the journal does; null, with a warning, for what is none."""
+    if value.__class__ is int and -1 << 63 < value < 1 << 63:
+        return str(value)
+    number = _as_float(value)
+    if number is None or number % 1 != 0 or abs(number) >= 1 << 63:
+        return _none(what, "whole number", value) or "null"
+    return str(int(value))
+
+
+def _none(what: str, kind: str, value) -> None:
+    _warn(("number", what), f"the {what} is no {kind} but {_repr(value)[:80]}: left out")
 
 
 def _split_result(result) -> tuple[dict[str, float], list, list[dict]]:
