@@ -297,26 +297,27 @@ def _utc_second(whole: int) -> str:
 
 def git_info(deadline: float) -> dict[str, str | None]:
     """Read the code state of the working directory: git_hash, git_diff; {} outside git."""
-    def git(*args: str, at: str = ".") -> bytes:
-        return _output(["git", "-C", at, *args], deadline)
+    def git(*args: str) -> bytes:
+        return _output(["git", "-C", root, *args], deadline)
+    root = "."
     root = os.fsdecode(git("rev-parse", "--show-toplevel").rstrip(b"\n"))
     if not root:
         return {}
     head = git("rev-parse", "--verify", "-q", "HEAD").decode().strip()
     diff = git("diff", "--no-ext-diff", "--no-textconv", "--no-color", *([head] if head else []),
-               "--", ".", ":(exclude,glob)**/.env*", at=root)
-    for name in git("ls-files", "--others", "--exclude-standard", "-z", at=root).split(b"\0"):
+               "--", ".", ":(exclude,glob)**/.env*")
+    for name in git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0"):
         if name and len(diff) <= MAX_DIFF_BYTES and time.monotonic() < deadline:
-            diff += _untracked_diff(root, name)
+            diff += _untracked_diff(os.path.join(os.fsencode(root), name), name)
     text = _hide_in_url(diff[:MAX_DIFF_BYTES].decode("utf-8", "replace"))
     if len(diff) > MAX_DIFF_BYTES:
         text += f"\n[cut by lab_logger after {MAX_DIFF_BYTES} bytes]\n"
     return {"git_hash": head or None, "git_diff": text}
 
 
-def _untracked_diff(root: str, name: bytes) -> bytes:
+def _untracked_diff(path: bytes, name: bytes) -> bytes:
     """Write an untracked file as a diff that adds it; none for `.env`s, binary or large ones."""
-    path, body = os.path.join(os.fsencode(root), name), b"\0"
+    body = b"\0"
     with contextlib.suppress(OSError):
         if os.path.isfile(path) and not os.path.basename(name).startswith(b".env"):
             with open(path, "rb") as file:
@@ -324,10 +325,10 @@ def _untracked_diff(root: str, name: bytes) -> bytes:
     if b"\0" in body or len(body) > MAX_UNTRACKED_BYTES:
         return b""
     lines = body.splitlines(keepends=True)
-    head = b"diff --git a/%b b/%b\nnew file mode 100644\n--- /dev/null\n+++ b/%b\n" % ((name,) * 3)
     tail = b"" if body.endswith(b"\n") or not body else b"\n\\ No newline at end of file\n"
     added = b"@@ -0,0 +1,%d @@\n+%b" % (len(lines), b"+".join(lines)) if lines else b""
-    return head + added + tail
+    return (b"diff --git a/%b b/%b\nnew file mode 100644\n--- /dev/null\n+++ b/%b\n" % ((name,) * 3)
+            + added + tail)
 
 
 def _output(command: list[str], deadline: float = math.inf) -> bytes:
@@ -779,10 +780,9 @@ def _apply(conn, run_id: str, part: str, lines: list[bytes], received_from: str 
                              f"{record['v']}, known are up to {JOURNAL_VERSION}): update AI-Lab")
         values = record.get("set", {})
         if part and "resume" in record:
-            newest = conn.execute("SELECT ifnull(max(id), 0) FROM run_metrics").fetchone()[0]
-            parts[part] = {**record["resume"], "since_id": newest}
+            parts[part] = record["resume"]
             columns["resumptions_json"] = _dumps(parts)
-            if begun:
+            if begun and begun <= values["timestamp"]:
                 values = {name: values.get(name) for name in _STATE}
         columns.update(values)
         if "artifact" in record:
@@ -805,34 +805,35 @@ def _apply(conn, run_id: str, part: str, lines: list[bytes], received_from: str 
         conn.execute("UPDATE runs SET artifacts_json = json_insert(ifnull(artifacts_json, '[]'), "
                      "'$[#]', ?) WHERE run_id = ?", (artifact, run_id))
     if parts:
-        rows = _without_repeated(conn, run_id, rows, parts[part] if is_newest else None)
+        rows = _without_repeated(conn, run_id, part, parts, rows)
     conn.executemany("INSERT INTO run_metrics (run_id, metric_name, metric_value, epoch, step, "
                      "timestamp) VALUES (?, ?, ?, ?, ?, ?)", rows)
 
 
-def _without_repeated(conn, run_id: str, rows: list[tuple], resumption: dict | None) -> list[tuple]:
-    """Let the points of a resumed run replace those of before at the same epoch and step.
+def _without_repeated(conn, run_id: str, part: str, parts: dict, rows: list[tuple]) -> list[tuple]:
+    """Let a resumed run's points replace those of earlier parts at the same epoch and step.
 
-    Args:
-        resumption: of the newest part, whose points replace; None for lines of an older part that
-            arrive late, whose repeated points are left out.
+    Returns: the rows to add, less those of an older part, arrived late, that a newer one repeated.
     """
+    starts = sorted(resumption.get("at", "") for resumption in parts.values())
+    own = parts.get(part, {}).get("at", "")
+    later = next((start for start in starts if start > own), "later than all")
     keys = {(name, epoch, step) for _, name, _, epoch, step, _ in rows
             if epoch is not None or step is not None}
-    until = resumption.get("since_id", 0) if resumption else 1 << 62
-    if not keys or not until:
+    if not keys or parts.get(part, {}).get("is_past"):
         return rows
     old = conn.execute(
-        "SELECT id, metric_name, epoch, step FROM run_metrics WHERE run_id = ? AND id <= ? "
-        "AND (epoch >= ? OR step >= ?)",
-        (run_id, until, *(min((key[i] for key in keys if key[i] is not None), default=None)
-                          for i in (1, 2)))).fetchall()
-    if resumption is None:
-        repeated = {row[1:] for row in old}
-        return [row for row in rows if (row[1], row[3], row[4]) not in repeated]
+        "SELECT id, ifnull(timestamp, ''), metric_name, epoch, step FROM run_metrics "
+        "WHERE run_id = ? AND (epoch >= ? OR step >= ?)",
+        (run_id, *(min((key[i] for key in keys if key[i] is not None), default=-1 << 63)
+                   for i in (1, 2)))).fetchall()
+    if part and not any(row[1] < own for row in old):     # beyond what there was: look no more
+        conn.execute(f"""UPDATE runs SET resumptions_json = json_set(resumptions_json,
+                         '$."{part}".is_past', 1) WHERE run_id = ?""", (run_id,))
     conn.executemany("DELETE FROM run_metrics WHERE id = ?",
-                     [row[:1] for row in old if row[1:] in keys])
-    return rows
+                     [row[:1] for row in old if row[1] < own and row[2:] in keys])
+    repeated = {row[2:] for row in old if row[1] >= later}
+    return [row for row in rows if (row[1], row[3], row[4]) not in repeated]
 
 
 def post_lines(url: str, journal: str, offset: int, lines: bytes, death: str = "",
@@ -1083,23 +1084,20 @@ def _live_runs() -> list[Run]:
 def _sample() -> None:
     """Write system metrics into every live run, in a thread of its own: nvidia-smi is slow."""
     text, source = setting("AILAB_SAMPLE_EVERY_S", str(SAMPLE_EVERY_S))
-    every_s = SAMPLE_EVERY_S
-    try:
-        every_s = float(text)
-    except ValueError:
+    is_number, last = re.fullmatch(r"\d+(\.\d*)?", text), dict[str, Any]()
+    every_s = float(text) if is_number else SAMPLE_EVERY_S
+    if not is_number:
         _warn(text, f"AILAB_SAMPLE_EVERY_S is {text!r} in {source}; give seconds, 0 for no system "
-              f"metrics: {every_s:g} are taken")
-    last: dict = {}
-    while every_s > 0:                            # NaN neither
-        system_metrics(last) if not last else None
-        time.sleep(max(every_s, 0.1))
-        runs = _live_runs()
+              f"metrics: they are taken every {every_s:g} s")
+    while every_s:
         try:
-            line = _dumps({"t": time.time(), "m": system_metrics(last)}) if runs else ""
-            for run in runs:
-                run._write(line.encode() + b"\n")
+            line = _dumps({"t": time.time(), "m": system_metrics(last)}).encode() + b"\n"
+            for run in _live_runs() if "sampled" in last else ():   # the first has no CPU shares
+                run._write(line)
+            last["sampled"] = True
         except Exception as error:  # noqa: BLE001  nothing of ours may cost a run
             _warn("system", f"system metrics could not be taken ({error!r}); training goes on")
+        time.sleep(max(every_s, 0.1))
 
 
 def _at_exit() -> None:
@@ -1139,6 +1137,7 @@ class Run:
         import uuid
         self.run_id = str(uuid.uuid4())           # from the system: no seed makes it twice
         self.is_over, self.taken_in, self.result = False, 0, None
+        self._is_stepwise = False                 # a generator's: one item is not its end
         self._keys: dict[str, str] = {}           # metric name -> ',"name":'
         self._backlog = bytearray()               # what the journal would not take
         self._lock = threading.RLock()            # of the journal; held for one append
@@ -1163,6 +1162,7 @@ class Run:
         columns = {name: None if value is None else _text(str(value))
                    for name, value in columns.items()}
         self._began, self._t = time.monotonic(), time.time()
+        self._resumed_at = utc(self._t)
         with contextlib.suppress(OSError):        # it was deleted
             cwd = _text(os.getcwd())
         part = f".{os.urandom(4).hex()}" if run_id and self._may_resume(run_id) else ""
@@ -1175,7 +1175,7 @@ class Run:
             "params_json": _dumps(_params(params)),
             "parent_run_id": parent.run_id if parent else None}}
         if part:
-            head["resume"] = {"at": utc(self._t), **at, "git_hash": facts.get("git_hash"),
+            head["resume"] = {"at": self._resumed_at, **at, "git_hash": facts.get("git_hash"),
                               "params": _params(params)}
         self._append(head)
         self._drainer = _drainer(self.lab)
@@ -1192,6 +1192,9 @@ class Run:
                 self._check_dead(_call(f"{self.lab}/runs/{run_id}", FINISH_WAIT_S))
             else:
                 with contextlib.closing(connect(self.lab, timeout_s=FINISH_WAIT_S)) as conn:
+                    for journal in pending(self.lab):
+                        if journal["run_id"] == run_id:
+                            drain(functools.partial(take_lines, conn), journal["path"])
                     self._claim(conn, run_id)
         except ValueError as error:
             _warn(("resume", run_id), f"run {_repr(run_id)} cannot be resumed ({error}): what is "
@@ -1204,23 +1207,26 @@ class Run:
         return True
 
     def _claim(self, conn, run_id: str) -> None:
-        names = ("status", "hostname", "pid", "process_key", "heartbeat_at")
+        conn.row_factory = lambda cursor, row: {
+            column[0]: value for column, value in zip(cursor.description, row, strict=True)}
         with transaction(conn):                   # of two that resume at once, one is refused
-            row = conn.execute(
-                f"SELECT {', '.join(names)}, ifnull(duration_s, 86400 * (julianday(heartbeat_at) - "
-                "julianday(timestamp))) FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-            self._check_dead(dict(zip((*names, "duration_s"), row or (), strict=False)))
-            conn.execute(f"INSERT INTO runs (run_id, {', '.join(names)}) VALUES (?, ?, ?, ?, ?, ?) "
-                         "ON CONFLICT (run_id) DO UPDATE SET "
-                         + ", ".join(f"{name} = excluded.{name}" for name in names),
-                         (run_id, "running", host_name(), os.getpid(), process_key(), utc(self._t)))
+            self._check_dead(conn.execute(
+                "SELECT status, hostname, pid, process_key, heartbeat_at, ifnull(duration_s, 86400 "
+                "* (julianday(heartbeat_at) - julianday(timestamp))) AS duration_s FROM runs "
+                "WHERE run_id = ?", (run_id,)).fetchone() or {})
+            conn.execute("INSERT INTO runs (run_id) VALUES (?) ON CONFLICT DO NOTHING", (run_id,))
+            conn.execute("UPDATE runs SET status = 'running', hostname = ?, pid = ?, process_key = "
+                         "?, heartbeat_at = ? WHERE run_id = ?",
+                         (host_name(), os.getpid(), process_key(), utc(self._t), run_id))
 
     def _check_dead(self, run: dict) -> None:
+        """Raise ValueError for a run that is alive."""
         where = [run.get(name) for name in ("hostname", "pid", "process_key", "heartbeat_at")]
         if run.get("status") == "running" and not death(*where):
             raise ValueError(f"it is alive, process {where[1]} on {where[0]}, last heard of at "
                              f"{where[3]}")
         self._spent_s = float(run.get("duration_s") or 0)
+        self._resumed_at = max(self._resumed_at, where[3] or "")   # another machine's clock is ahead
 
     def _open_journal(self, name: str) -> int:
         """Make the journal file; the descriptor is the process's own, whoever removes the file."""
@@ -1402,7 +1408,10 @@ class Run:
     def __exit__(self, kind, error, trace) -> None:
         with contextlib.suppress(ValueError):     # left in another context than it was entered in
             _current.reset(self._token)
-        self.finish(self.result, error=error)
+        if isinstance(error, (StopIteration, StopAsyncIteration)) and self._is_stepwise:
+            self.finish(getattr(error, "value", None))
+        elif error or not self._is_stepwise:
+            self.finish(self.result, error=error)
 
 
 def _said(error: BaseException) -> str:
@@ -1472,7 +1481,10 @@ def _as_float(value) -> float | None:
 def _as_json(what: str, value) -> str | None:
     """Write a number as the journal does; None, with a warning, for what is none."""
     number = _as_float(value)
-    return _none(what, "number", value) if number is None else json.dumps(_number(number))
+    if number is None:
+        _warn(("number", what), f"the {what} is no number but {_repr(value)[:80]}: left out")
+        return None
+    return json.dumps(_number(number))
 
 
 def _whole(what: str, value) -> str:
@@ -1480,13 +1492,10 @@ def _whole(what: str, value) -> str:
     if value.__class__ is int and -1 << 63 < value < 1 << 63:
         return str(value)
     number = _as_float(value)
-    if number is None or number % 1 != 0 or abs(number) >= 1 << 63:
-        return _none(what, "whole number", value) or "null"
-    return str(int(value))
-
-
-def _none(what: str, kind: str, value) -> None:
-    _warn(("number", what), f"the {what} is no {kind} but {_repr(value)[:80]}: left out")
+    if number is not None and number % 1 == 0 and abs(number) < 1 << 63:
+        return str(int(value))
+    _warn(("number", what), f"the {what} is no whole number but {_repr(value)[:80]}: left out")
+    return "null"
 
 
 def _split_result(result) -> tuple[dict[str, float], list, list[dict]]:
@@ -1652,18 +1661,13 @@ def _wrap_generator(function, begin):
     def wrapper(*args, **kwargs):
         generator, run = function(*args, **kwargs), begin(args, kwargs)
         step, value = generator.send, None
+        run._is_stepwise = True
         while True:
-            token = _current.set(run)             # between items the caller's run is
             try:
-                item = step(value)
+                with run:                         # between items the caller's run is current
+                    item = step(value)
             except StopIteration as stop:
-                run.finish(stop.value)
                 return stop.value
-            except BaseException as error:
-                run.finish(error=error)
-                raise
-            finally:
-                _current.reset(token)
             try:
                 step, value = generator.send, (yield item)
             except BaseException as error:  # noqa: BLE001  the caller's, handed on
@@ -1675,18 +1679,13 @@ def _wrap_async_generator(function, begin):
     async def wrapper(*args, **kwargs):
         generator, run = function(*args, **kwargs), begin(args, kwargs)
         step, value = generator.asend, None
+        run._is_stepwise = True
         while True:
-            token = _current.set(run)
             try:
-                item = await step(value)
+                with run:
+                    item = await step(value)
             except StopAsyncIteration:
-                run.finish()
                 return
-            except BaseException as error:
-                run.finish(error=error)
-                raise
-            finally:
-                _current.reset(token)
             try:
                 step, value = generator.asend, (yield item)
             except BaseException as error:  # noqa: BLE001  the caller's, handed on

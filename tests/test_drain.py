@@ -147,9 +147,42 @@ def test_run_of_a_live_process_is_not_taken_for_killed(db_path):
     ],
 )
 def test_process_is_dead_only_where_that_is_certain(host, pid, key, is_dead):
-    if os.name == "nt" and key is None:
+    if os.name == "nt":
         pytest.skip("pids cannot be asked there")
-    assert ailab.is_dead(host, pid, key) is is_dead
+    words = lab_logger.death(host, pid, key, None)
+    assert (words is not None) is is_dead
+    assert words is None or words.startswith("killed without a word: ")
+
+
+LONG_AGO = lab_logger.utc(time.time() - lab_logger.LOST_AFTER_S - 60)
+
+
+@pytest.mark.parametrize(
+    ("host", "pid", "key", "heartbeat_at", "words"),
+    [
+        ("another-host", 7, None, LONG_AGO, "lost: no sign of life from another-host for 300 s"),
+        ("another-host", 7, None, lab_logger.utc(time.time()), None),
+        ("another-host", 7, None, None, None),
+        (None, None, None, LONG_AGO, None),
+        (lab_logger.host_name(), os.getpid(), lab_logger.process_key(), LONG_AGO, None),
+    ],
+    ids=["silent", "heard of", "never heard of", "no logger wrote it", "alive here"],
+)
+def test_run_of_another_machine_is_lost_after_silence_alone(host, pid, key, heartbeat_at, words):
+    if pid == os.getpid() and not key:
+        pytest.skip("this system cannot tell its processes apart")
+    assert lab_logger.death(host, pid, key, heartbeat_at) == words
+
+
+def test_recycled_pid_is_told_by_the_start_of_its_process():
+    key = lab_logger.process_key()
+    if not key:
+        pytest.skip("this system cannot tell its processes apart")
+    earlier = key.rsplit("/", 1)[0] + "/1"
+    found = lab_logger.death(lab_logger.host_name(), os.getpid(), earlier, None)
+    assert found == (
+        f"killed without a word: process {os.getpid()} on {lab_logger.host_name()} is gone"
+    )
 
 
 # --- The journal by itself ----------------------------------------------------
