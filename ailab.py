@@ -64,19 +64,22 @@ MAX_QUERY = 4_000                        # characters of a question
 MIN_PREFIX = 6                           # characters of a run id that may stand for it
 
 MAX_BODY_BYTES = 1 << 20                 # of a request
+MAX_LINES_BYTES = 16_000_000             # of journal lines in one request, packed or not
 MAX_URL_BYTES = 1 << 13                  # of a request line
 MAX_HEADERS, MAX_HEADER_BYTES = 64, 1 << 15  # lines, bytes of all together
 MAX_CONNECTIONS = 512                    # sockets, a thread each
 IDLE_S = 30                              # a silent connection is closed after this
 TIDY_EVERY_S = 1.5                       # how often a server looks for journals left behind
 WRITE_WAIT_S = 5.0                       # a note waits this long for another writer
+NEARLY_FULL = 90                         # percent of memory, where its want may have killed a run
 READ_WAIT_S = 1.5                        # and a read (which only a rollback journal makes wait)
 STOP_WAIT_S = 0.7                        # open requests get this long when the server ends
 GZIP_FROM_BYTES = 1_024
 CACHED_ANSWERS, CACHED_BYTES = 32, 1 << 18  # kept by a reader: how many, of how many bytes at most
 IDLE_READERS = 8                         # open connections kept for the next requests
 
-INF = float("inf")
+INF, FLOAT_MAX = float("inf"), sys.float_info.max
+FIRST_ID = -(1 << 63)                    # less than the id of any point
 MINIMISED_WORDS = frozenset(re.findall(
     r"\w+", "loss losses err error errors mse rmse mae mape nll perplexity ppl bpc wer cer fid "
              "time duration latency seconds ms cost regret divergence kl brier ece"))
@@ -143,6 +146,7 @@ class RunSummary(BaseModel):
     ended_at: str | None = _about("end, UTC ISO 8601; null while running")
     duration_s: float | None = _about("seconds; null while running")
     status: str = _about("running, finished, failed or killed")
+    end_reason: str | None = _about("how it ended, in words; null while running or unknown")
     experiment_name: str | None = _about("experiment")
     model_name: str | None = _about("model")
     task_name: str | None = _about("task")
@@ -196,6 +200,9 @@ class RunDetail(RunSummary):
     pid: int | None = _about("process id")
     cwd: str | None = _about("working directory at the start")
     error: str | None = _about("traceback of a failed run")
+    received_from: str | None = _about("machine whose logger sent it here; null: logged here")
+    resumptions: list[dict[str, Any]] = _about(
+        "at, hostname, pid, command, git_hash and params of each resumption, oldest first")
     device_info: dict[str, Any] = _about("machine, CPU, memory in bytes, GPUs")
     git_diff: str | None = _about("changes against git_hash")
     pip_freeze: str | None = _about("name==version, one a line")
@@ -327,6 +334,13 @@ class Health(BaseModel):
     version: str = _about("version of AI-Lab")
 
 
+class Held(BaseModel):
+    """What the lab has of a journal."""
+    journal: str = _about("as it was named")
+    offset: int = _about("bytes of it that are in the store: send what follows them")
+    status: str | None = _about("of its run; null where there is none yet")
+
+
 class AgentQuery(BaseModel):
     """A question in plain words."""
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -358,7 +372,7 @@ SUMMARY_COLUMNS = tuple(name for name in RunSummary.model_fields if name in lab_
 # makes the command line's flags; and the only place where SQL text is put together.
 
 class Param(NamedTuple):
-    """A query parameter: `kind` is text, integer, number, time, sort or choice."""
+    """A query parameter: `kind` is text, integer, number, time, sort, choice or journal."""
     name: str
     kind: str
     description: str
@@ -375,13 +389,16 @@ class Param(NamedTuple):
                 "integer": f"a whole number from {self.least} to {self.most}",
                 "time": "a date or an ISO 8601 time such as 2026-11-24 or 2026-11-24T12:00:00Z",
                 "sort": "timestamp, duration, metrics.NAME or params.NAME",
-                "choice": "one of " + ", ".join(self.choices)}[self.kind]
+                "choice": "one of " + ", ".join(self.choices),
+                "journal": "RUN_ID or RUN_ID.PART, at most 64 letters, digits, - and _, and 8 "
+                           "hexadecimal digits"}[self.kind]
 
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[Tt ](\d\d:\d\d)(:\d\d)?(\.\d{1,6})?\d*"
                    r"(?:([Zz])|([-+ ])(\d\d):?(\d\d))?)?", re.ASCII)
 _SORT = re.compile(r"timestamp|duration|(metrics|params)\..+", re.DOTALL)
+_JOURNAL = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[0-9a-f]{8})?")
 STATUSES = ("running", "finished", "failed", "killed")
 
 RUN_FILTERS = (
@@ -423,6 +440,11 @@ COMPARED = (Param("ids", "text", "runs to compare, each by its id or a unique be
                   max_times=MAX_COMPARED, min_times=2),)
 CURVE_RUNS = (Param("ids", "text", "runs, each by its id or a unique beginning of it",
                     max_times=MAX_CURVE_RUNS, min_times=1),)
+INGESTED = (
+    Param("journal", "journal", "whose lines the body holds", min_times=1),
+    Param("offset", "integer", "bytes of the journal before them", least=0, most=(1 << 63) - 1,
+          min_times=1),
+    Param("death", "text", "where its process was found gone: the words to close the run with"))
 
 
 def parse_params(params: tuple[Param, ...], pairs: list[tuple[str, str]]) -> dict[str, Any]:
@@ -459,7 +481,8 @@ def parse_value(param: Param, text: str) -> Any:
     elif param.kind == "time":
         value = parse_time(text, is_end=param.name.startswith("to_"))
     elif (param.kind == "text" or (param.kind == "choice" and text in param.choices)
-          or (param.kind == "sort" and _SORT.fullmatch(text))):
+          or (param.kind == "sort" and _SORT.fullmatch(text))
+          or (param.kind == "journal" and _JOURNAL.fullmatch(text))):
         value = text or None
     if value is None:
         raise BadQuery(f"{param.name}={text[:80]!r} is not accepted: give {param.accepted()}")
@@ -591,6 +614,15 @@ def page_statements(query: RunQuery, columns: str) -> tuple[str, str, str]:
             f"{query.conditions(is_metric_joined=is_joined)}")
 
 
+def load_json(text: str | None, default: Any) -> Any:
+    """Parse a JSON column: `default` for NULL, invalid text or another kind than `default`'s."""
+    try:
+        value = json.loads(text) if text else default
+    except (ValueError, RecursionError):
+        return default
+    return value if isinstance(value, type(default)) else default
+
+
 def direction(metric_name: str) -> str:
     """Say which way a metric is better: "minimize" where its name has a word for loss or time."""
     words = re.split(r"[/_\-. ]", metric_name.lower())
@@ -605,22 +637,31 @@ _AT = [f"{which}_{field}" for which in ("first", "last", "min", "max")
        for field in ("value", "epoch", "step")]
 
 
-def _summarise(source: str, row: str = "") -> str:
-    """Write SQL that adds points to metric_summary: `source` gives them, `row` may be NEW."""
+def _summarise(which: str) -> str:
+    """Write SQL that adds points to metric_summary: those after `:since`, and that are `which`.
+
+    First and last are by id; of equal least or largest values the earliest counts.
+    """
+    points = ("FROM run_metrics p WHERE p.run_id = k.run_id AND p.metric_name = k.metric_name "
+              "AND p.id > :since")
+    finite = f"AND p.metric_value BETWEEN -{FLOAT_MAX} AND {FLOAT_MAX} ORDER BY p.metric_value"
+    ends = {"first": "ORDER BY p.id", "last": "ORDER BY p.id DESC", "min": f"{finite}, p.id",
+            "max": f"{finite} DESC, p.id"}
     keep = {"first": "n_points > 0", "last": "0",
             "min": "min_value <= excluded.min_value OR excluded.min_value IS NULL",
             "max": "max_value >= excluded.max_value OR excluded.max_value IS NULL"}
-    point = {"value": f"{row}metric_value", "epoch": f"{row}epoch", "step": f"{row}step"}
-    finite = f"CASE WHEN abs({point['value']}) < 9e999 THEN "  # NaN is NULL
-    columns = [point[at[at.index("_") + 1:]] if at[0] in "fl"
-               else f"{finite}{point[at[at.index('_') + 1:]]} END" for at in _AT]
-    sets = [f"{at} = CASE WHEN {keep[at.split('_')[0]]} THEN {at} ELSE excluded.{at} END"
-            for at in _AT]
-    return (f"INSERT INTO metric_summary (run_id, metric_name, value, n_points, {', '.join(_AT)}) "
-            f"SELECT {row}run_id, {row}metric_name, {point['value']}, 1, "
-            f"{', '.join(columns)} {source} "
-            "ON CONFLICT (run_id, metric_name) DO UPDATE SET n_points = n_points + 1, "
-            "value = CASE WHEN is_returned THEN value ELSE excluded.value END, " + ", ".join(sets))
+    return f"""
+    INSERT INTO metric_summary (run_id, metric_name, value, n_points, {", ".join(_AT)})
+    SELECT k.run_id, k.metric_name, last.metric_value, (SELECT count(*) {points}),
+        {", ".join(at.replace("_", ".metric_" if at.endswith("value") else ".") for at in _AT)}
+    FROM (SELECT DISTINCT run_id, metric_name FROM run_metrics {which} AND id > :since
+          AND typeof(run_id) = 'text' AND typeof(metric_name) = 'text') k
+    {" ".join(f"LEFT JOIN run_metrics {name} ON {name}.id = (SELECT p.id {points} {end} LIMIT 1)"
+              for name, end in ends.items())} WHERE true
+    ON CONFLICT (run_id, metric_name) DO UPDATE SET n_points = n_points + excluded.n_points,
+        value = CASE WHEN is_returned THEN value ELSE excluded.value END,
+        {", ".join(f"{at} = CASE WHEN {keep[at.split('_')[0]]} THEN {at} ELSE excluded.{at} END"
+                   for at in _AT)}"""
 
 
 def _leaves(column: str, join: str) -> str:
@@ -696,6 +737,10 @@ CREATE TABLE stale (                 -- summaries that refresh() has to make aga
     metric_name TEXT NOT NULL,
     PRIMARY KEY (run_id, metric_name)
 ) WITHOUT ROWID;;
+CREATE TABLE summarised (            -- one row: points up to this id are in metric_summary
+    id INTEGER NOT NULL
+);;
+INSERT INTO summarised VALUES ({FIRST_ID});;
 CREATE TRIGGER runs_insert AFTER INSERT ON runs WHEN NEW.run_id IS NOT NULL
     BEGIN {_INDEX_TEXT} {_INDEX_FINALS} END;;
 CREATE TRIGGER runs_update_text AFTER UPDATE OF run_id, {_TEXT_COLUMNS}, params_json ON runs
@@ -704,12 +749,10 @@ CREATE TRIGGER runs_update_finals AFTER UPDATE OF run_id, final_metrics_json ON 
     WHEN NEW.run_id IS NOT NULL BEGIN {_FORGET_FINALS.format("OLD")} {_INDEX_FINALS} END;;
 CREATE TRIGGER runs_delete AFTER DELETE ON runs
     BEGIN {_FORGET_TEXT.format("OLD")} {_FORGET_FINALS.format("OLD")} END;;
-CREATE TRIGGER run_metrics_insert AFTER INSERT ON run_metrics
-    WHEN typeof(NEW.run_id) = 'text' AND typeof(NEW.metric_name) = 'text'
-    BEGIN {_summarise("WHERE true", "NEW.")}; END;;
-CREATE TRIGGER run_metrics_replace BEFORE INSERT ON run_metrics
-    WHEN EXISTS (SELECT 1 FROM run_metrics WHERE id = NEW.id)   -- REPLACE fires no DELETE trigger
-    BEGIN INSERT OR IGNORE INTO stale SELECT run_id, metric_name {_POINTS} AND id = NEW.id; END;;
+CREATE TRIGGER run_metrics_replace BEFORE INSERT ON run_metrics  -- REPLACE fires no DELETE trigger
+    WHEN NEW.id <> -1 AND NEW.id <= (SELECT id FROM summarised)  -- -1: SQLite will choose the id
+    BEGIN INSERT OR IGNORE INTO stale SELECT run_id, metric_name {_POINTS} AND id = NEW.id;
+    {_MARK.format("NEW")} END;;
 CREATE TRIGGER run_metrics_update AFTER UPDATE ON run_metrics
     BEGIN {_MARK.format("OLD")} {_MARK.format("NEW")} END;;
 CREATE TRIGGER run_metrics_delete AFTER DELETE ON run_metrics BEGIN {_MARK.format("OLD")} END;;
@@ -720,9 +763,8 @@ CREATE INDEX runs_note ON runs (note, timestamp) WHERE note IS NOT NULL;;
 CREATE INDEX runs_deleted ON runs (deleted_at) WHERE deleted_at IS NOT NULL;;
 CREATE INDEX runs_parent ON runs (parent_run_id) WHERE parent_run_id IS NOT NULL;;
 """ + "".join(f"CREATE INDEX runs_{column} ON runs ({column}, timestamp);;" for column in (
-    "experiment_name", "model_name", "task_name", "dataset_id", "status")) + f"""
-UPDATE runs SET params_json = params_json, final_metrics_json = final_metrics_json;;
-{_summarise(_POINTS + " ORDER BY id")}"""
+    "experiment_name", "model_name", "task_name", "dataset_id", "status")) + (
+    "UPDATE runs SET params_json = params_json, final_metrics_json = final_metrics_json")
 
 
 def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Connection:
@@ -740,22 +782,36 @@ def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Co
                 "SELECT 1 FROM sqlite_master WHERE name = 'run_search'").fetchone() is None:
                 for statement in _INDEX_SCHEMA.split(";;"):
                     conn.execute(statement)
+                refresh(conn)
     return conn
 
 
 def refresh(conn: sqlite3.Connection) -> None:
-    """Make again, in a transaction of the caller, the summaries of points changed or deleted."""
-    where = "run_id = ? AND metric_name = ?"
+    """Summarise, in a transaction of the caller, the points that came, changed or went."""
+    since, newest = conn.execute("SELECT id, (SELECT max(id) FROM run_metrics) "
+                                 "FROM summarised").fetchone()
+    if newest != since:
+        conn.execute(_summarise("NOT INDEXED WHERE true"), {"since": since})   # by id
+        conn.execute("UPDATE summarised SET id = ?", (FIRST_ID if newest is None else newest,))
+    which = "run_id = :run_id AND metric_name = :metric_name"
     marks = conn.execute("SELECT run_id, metric_name FROM stale").fetchall()
     for mark in marks:
+        bound = {"run_id": mark[0], "metric_name": mark[1], "since": FIRST_ID}
         conn.execute(
             "UPDATE metric_summary SET n_points = 0, value = CASE WHEN is_returned THEN value END, "
-                     f"{', '.join(f'{at} = NULL' for at in _AT)} WHERE {where}", mark)
-        conn.execute(_summarise(f"{_POINTS} AND {where} ORDER BY id"), mark)
+            f"{', '.join(f'{at} = NULL' for at in _AT)} WHERE {which}", bound)
+        conn.execute(_summarise(f"WHERE {which}"), bound)
         conn.execute(
-            f"DELETE FROM metric_summary WHERE {where} AND n_points = 0 AND NOT is_returned", mark)
+            f"DELETE FROM metric_summary WHERE {which} AND n_points = 0 AND NOT is_returned", bound)
     if marks:
         conn.execute("DELETE FROM stale")
+
+
+def is_stale(conn: sqlite3.Connection) -> bool:
+    """Tell whether refresh() has something to do."""
+    return conn.execute(
+        "SELECT EXISTS (SELECT 1 FROM stale) OR (SELECT max(id) FROM run_metrics) > id "
+        "FROM summarised").fetchone()[0] == 1
 
 
 def take_in(conn: sqlite3.Connection, db_path: str) -> list[str]:
@@ -764,39 +820,66 @@ def take_in(conn: sqlite3.Connection, db_path: str) -> list[str]:
     Returns: a sentence for each journal that could not be taken in; it is kept.
     """
     problems = lab_logger.drain_all(conn, db_path)
-    running = conn.execute("SELECT run_id, hostname, pid, process_key FROM runs "
-                           "WHERE status = 'running'").fetchall()
-    dead = [row[0] for row in running if is_dead(*row[1:])]
-    if dead:
+    if _dead(conn):
         problems = lab_logger.drain_all(conn, db_path)     # lines between our look and its death
-        last = "max(ifnull(heartbeat_at, timestamp), timestamp)"
-        conn.executemany(f"UPDATE runs SET status = 'killed', ended_at = {last}, duration_s = "
-                         f"round((julianday({last}) - julianday(timestamp)) * 86400, 3) "
-                         "WHERE run_id = ? AND status = 'running'", [(run_id,) for run_id in dead])
+        with lab_logger.transaction(conn):
+            for run_id, words in _dead(conn):
+                close_dead(conn, run_id, words)
         lab_logger.drain_all(conn, db_path)                # and their journals may go
-    if conn.execute("SELECT 1 FROM stale LIMIT 1").fetchone():
+    if is_stale(conn):
         with lab_logger.transaction(conn):
             refresh(conn)
     return problems
 
 
-def is_dead(hostname: str | None, pid: int | None, key: str | None) -> bool:
-    """Tell whether a run's process has certainly ended; False whenever that cannot be known."""
-    own = lab_logger.process_key()
-    if not pid or hostname != lab_logger.host_name():
-        return False
-    if key and own:
-        boot, namespace = key.split("/")[:2]
-        if boot != own.split("/")[0]:
-            return True                           # the machine was restarted since
-        # Another container's pids cannot be seen from here.
-        return namespace == own.split("/")[1] and lab_logger.process_key(pid) != key
-    try:
-        if os.name != "nt":                       # there it would end the process
-            os.kill(pid, 0)
-    except OSError as error:
-        return isinstance(error, ProcessLookupError)
-    return False
+def _dead(conn: sqlite3.Connection) -> list[tuple[str, str]]:
+    running = conn.execute("SELECT run_id, hostname, pid, process_key, heartbeat_at FROM runs "
+                           "WHERE status = 'running'").fetchall()
+    return [(row[0], words) for row in running if (words := lab_logger.death(*row[1:]))]
+
+
+_LAST = "max(ifnull(heartbeat_at, timestamp), timestamp)"
+_SYSTEM = "metric_name >= 'system/' AND metric_name < 'system0'"
+
+
+def close_dead(conn: sqlite3.Connection, run_id: str, words: str, part: str | None = None) -> None:
+    """Close, in a transaction of the caller, a run whose process is gone or lost.
+
+    Args:
+        words: of lab_logger.death(); when the run was last heard of is added, and how full the
+            memory was then, where that explains its end.
+        part: of the run's journal that the process wrote; it closes nothing that was resumed since.
+    """
+    found = conn.execute(f"SELECT {_LAST}, resumptions_json FROM runs WHERE run_id = ? AND "
+                         "(status = 'running' OR end_reason LIKE 'lost:%')", (run_id,)).fetchone()
+    if not found or part not in (None, (parts_of(found[1]) or [("", {})])[-1][0]):
+        return
+    last, kind = found[0], "last" if words.startswith("lost:") else "last sign of life"
+    if last:
+        words += f", {kind} {str(last)[:19].replace('T', ' ')} UTC" + _memory_at(conn, run_id, last)
+    conn.execute("UPDATE runs SET status = 'killed', end_reason = :words, ended_at = :last, "
+                 "duration_s = round((julianday(:last) - julianday(timestamp)) * 86400, 3) "
+                 "WHERE run_id = :run_id", {"words": words, "last": last, "run_id": run_id})
+
+
+def _memory_at(conn: sqlite3.Connection, run_id: str, last: str) -> str:
+    """Say that a run's machine had hardly any memory left at its last sign of life, or nothing."""
+    (percent, before), (used, _) = (conn.execute(
+        "SELECT metric_value + 0.0, round((julianday(?) - julianday(timestamp)) * 86400) FROM "
+        "run_metrics WHERE run_id = ? AND metric_name = ? ORDER BY id DESC LIMIT 1",
+        (last, run_id, name)).fetchone() or (None, None)
+        for name in ("system/memory_percent", "system/memory_gib"))
+    if not used or (percent or 0) < NEARLY_FULL:
+        return ""
+    return (f"; likely out of memory: {used:.1f} of {100 * used / percent:.1f} GiB "
+            f"({percent:.0f} %) were in use {before or 0:.0f} s before")
+
+
+def parts_of(resumptions_json: str | None) -> list[tuple[str, dict]]:
+    """List the parts of a resumed run's journal as (part, what is told of it), oldest first."""
+    parts = load_json(resumptions_json, {})
+    return sorted(((part, told) for part, told in parts.items() if isinstance(told, dict)),
+                  key=lambda pair: str(pair[1].get("at")))
 
 
 # --- Store --------------------------------------------------------------------
@@ -824,20 +907,6 @@ def _lenient_text(raw: bytes) -> str:
 
 def _folded_in(part: str, text: Any) -> bool:
     return part.casefold() in str(text).casefold()
-
-
-def is_stale(conn: sqlite3.Connection) -> bool:
-    """Tell whether rows that came by plain SQL still have to be summarised."""
-    return conn.execute("SELECT 1 FROM stale LIMIT 1").fetchone() is not None
-
-
-def load_json(text: str | None, default: Any) -> Any:
-    """Parse a JSON column: `default` for NULL, invalid text or another kind than `default`'s."""
-    try:
-        value = json.loads(text) if text else default
-    except (ValueError, RecursionError):
-        return default
-    return value if isinstance(value, type(default)) else default
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
@@ -947,8 +1016,9 @@ def get_run(conn: sqlite3.Connection, run_id: str) -> dict:
     run_id = resolve(conn, run_id)
     run = _details(conn, [run_id])[run_id]
     url = f"/runs/{quote(run_id, safe='')}"
-    run["artifact_files"] = [_artifact_file(run["cwd"], url, *pair)
-                             for pair in enumerate(run["artifacts"])]
+    run["artifact_files"] = [
+        _artifact_file(None if run["received_from"] else run["cwd"] or "", url, *pair)
+        for pair in enumerate(run["artifacts"])]
     run["metrics_url"] = f"{url}/metrics"
     run["child_run_ids"] = [row[0] for row in conn.execute(
         "SELECT run_id FROM runs WHERE parent_run_id = ? AND deleted_at IS NULL "
@@ -956,7 +1026,9 @@ def get_run(conn: sqlite3.Connection, run_id: str) -> dict:
     return run
 
 
-_DETAIL_COLUMNS = ("pid", "cwd", "error", "device_info", "git_diff", "pip_freeze", "artifacts_json")
+_DETAIL_COLUMNS = ("pid", "cwd", "error", "received_from", "device_info", "git_diff", "pip_freeze",
+                   "artifacts_json", "resumptions_json")
+_TOLD = ("at", "hostname", "pid", "command", "git_hash", "params")     # of a resumption
 
 
 def _details(conn: sqlite3.Connection, run_ids: list[str]) -> dict[str, dict]:
@@ -971,6 +1043,10 @@ def _details(conn: sqlite3.Connection, run_ids: list[str]) -> dict[str, dict]:
         run.update(zip(_DETAIL_COLUMNS, row[len(SUMMARY_COLUMNS):], strict=False))
         run["device_info"] = load_json(run["device_info"], {})
         run["artifacts"] = [str(path) for path in load_json(run.pop("artifacts_json"), [])]
+        run["resumptions"] = [
+            {name: told.get(name) for name in _TOLD}
+            for _, told in parts_of(run.pop("resumptions_json"))
+            if told.get("at") != run["timestamp"]]       # a run begun under a given id
         run["metrics"] = []
     for row in conn.execute(f"SELECT run_id, {', '.join(_METRIC_FIELDS)} FROM metric_summary "
                             f"WHERE run_id IN ({marks}) ORDER BY run_id, metric_name", run_ids):
@@ -997,7 +1073,7 @@ def _metric_summary(metric: dict) -> dict:
 def _artifact_file(cwd: str | None, url: str, index: int, path: str) -> dict:
     size = None
     with contextlib.suppress(OSError, ValueError):
-        full = os.path.join(cwd or "", path)
+        full = "" if cwd is None else os.path.join(cwd, path)     # None: on another machine
         size = os.path.getsize(full) if os.path.isabs(full) and os.path.isfile(full) else None
     kind = KIND_OF.get(os.path.splitext(path)[1][1:].lower(), "file")
     return {"index": index, "path": path, "kind": kind, "size_bytes": size,
@@ -1268,14 +1344,15 @@ def open_artifact(conn: sqlite3.Connection, run_id: str, index: int, db_path: st
                   roots: list[str]) -> tuple[Any, str]:
     """Open a recorded file for reading: (binary file, its name).
 
-    Only a regular file that, links resolved, lies under the run's working directory or one of
-    `roots`, below no dot name, and is not the lab's own. Raises: NotFound, in the same words
-    whether the file is refused or missing, so that nobody learns what exists.
+    Only of a run that was logged on this machine, and only a regular file that, links resolved,
+    lies under the run's working directory or one of `roots`, below no dot name, and is not the
+    lab's own. Raises: NotFound, in the same words whether the file is refused or missing, so that
+    nobody learns what exists.
     """
     run_id = resolve(conn, run_id)
-    cwd, text = conn.execute("SELECT cwd, artifacts_json FROM runs WHERE run_id = ?",
-                             (run_id,)).fetchone()
-    paths = [str(path) for path in load_json(text, [])]
+    cwd, text, sender = conn.execute("SELECT cwd, artifacts_json, received_from FROM runs "
+                                     "WHERE run_id = ?", (run_id,)).fetchone()
+    paths = [] if sender else [str(path) for path in load_json(text, [])]
     refusal = NotFound(
         f"the run has no artifact {index} that can be downloaded: it is missing, or lies "
         "outside the run's working directory and AILAB_ARTIFACT_ROOTS")
@@ -1464,6 +1541,7 @@ class Request(NamedTuple):
     body: Any
     path: str
     pairs: list[tuple[str, str]]
+    client: str                          # address it came from
 
 
 def overview(request: Request) -> dict:
@@ -1503,6 +1581,25 @@ def artifact(request: Request) -> Reply:
         ("Content-Security-Policy", "sandbox; default-src 'none'")))
 
 
+def ingest(request: Request) -> dict:
+    """Take in lines of a journal that a logger on another machine wrote, exactly once each."""
+    conn, given, lines = request.conn, request.given, request.body
+    journal, death = given["journal"], given["death"]
+    run_id, _, part = journal.partition(".")
+    try:
+        held, status = lab_logger.take_lines(
+            conn, journal, given["offset"], lines[:lines.rfind(b"\n") + 1], request.client)
+    except StoreError as error:
+        raise LabError(str(error), 409) from error
+    except ValueError as error:
+        raise BadQuery(str(error)) from error
+    if death and status in ("running", "lost"):
+        with lab_logger.transaction(conn):
+            close_dead(conn, run_id, death[:300], part)
+        status = lab_logger.take_lines(conn, journal, 0, b"")[1]
+    return {"journal": journal, "offset": held, "status": status}
+
+
 def ask_agent(question: str, base_url: str, token: str | None = None) -> dict:
     """Put a question to the assistant over the API at `base_url`; gives an AgentAnswer dict."""
     try:
@@ -1524,7 +1621,7 @@ class Route(NamedTuple):
     endpoint: Callable[[Request], Any]
     answer: Any = None                   # model of the JSON answer
     params: tuple[Param, ...] = ()
-    body: type[BaseModel] | None = None
+    body: Any = None                     # model of a JSON body, or bytes: journal lines
     needs: str = "read"                  # of the store: read, write, or nothing
     is_cached: bool = False              # the answer depends on the store alone
 
@@ -1558,6 +1655,8 @@ ROUTES = (
           list[ExperimentSummary], is_cached=True),
     Route("GET", "/metrics", "List metrics", lambda r: list_metrics(r.conn), list[MetricInfo],
           is_cached=True),
+    Route("POST", "/ingest", "Take in journal lines from another machine", ingest, Held, INGESTED,
+          body=bytes, needs="write"),
     Route("POST", "/agent/query", "Ask the assistant",
           lambda r: ask_agent(r.body.query, r.server.url, r.server.token), AgentAnswer,
           body=AgentQuery, needs=""),
@@ -1618,7 +1717,7 @@ def openapi(project: str = "ai-lab") -> dict:
     """Describe the API as an OpenAPI 3.1 document, made from ROUTES."""
     from pydantic.json_schema import models_json_schema
     models = {model.__name__: model for route in ROUTES
-              for model in (_model_of(route.answer), route.body, Problem) if model}
+              for model in (_model_of(route.answer), _model_of(route.body), Problem) if model}
     _, schemas = models_json_schema([(models[name], "validation") for name in sorted(models)],
                                     ref_template="#/components/schemas/{model}")
     paths: dict[str, dict] = {}
@@ -1642,7 +1741,7 @@ def _operation(route: Route) -> dict:
     content = {"application/json": {"schema": schema}} if route.answer else {"*/*": {}}
     problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     statuses = [400, 401, 403, 405, 413, 414, 431, 503] + ([415, 422] if route.body else [422])
-    statuses += [404, 409] if "run_id" in names else [404]
+    statuses += [404, 409] if "run_id" in names or route.body is bytes else [404]
     operation: dict[str, Any] = {
         "operationId": "_".join([route.method.lower(), *re.findall(r"\w+", route.path)]),
                                  "summary": route.summary,
@@ -1654,9 +1753,16 @@ def _operation(route: Route) -> dict:
                          for status in sorted({*statuses,
                                                *([409] if "ids" in str(route.params) else [])})}}}
     if route.body:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {
-            "schema": {"$ref": f"#/components/schemas/{route.body.__name__}"}}}}
+        shape = ({"type": "string"} if route.body is bytes
+                 else {"$ref": f"#/components/schemas/{route.body.__name__}"})
+        operation["requestBody"] = {"required": route.body is not bytes, "content": {
+            content_type_of(route.body): {"schema": shape}}}
     return operation
+
+
+def content_type_of(body: Any) -> str:
+    """Name the content type that a route's body is sent with."""
+    return "application/x-ndjson" if body is bytes else "application/json"
 
 
 def _parameter(param: Param) -> dict:
@@ -1668,8 +1774,8 @@ def _parameter(param: Param) -> dict:
         schema["enum"] = list(param.choices)
     if param.kind == "text":
         schema["minLength"] = 1
-    if param.kind == "sort":
-        schema["pattern"] = rf"^({_SORT.pattern})$"
+    if param.kind in ("sort", "journal"):
+        schema["pattern"] = f"^({(_SORT if param.kind == 'sort' else _JOURNAL).pattern})$"
     if param.default is not None:
         schema["default"] = param.default
     if param.max_times > 1:
@@ -1688,6 +1794,25 @@ def validated(model: type[BaseModel], content: Any) -> Any:
         where = ".".join(map(str, first["loc"])) or "the body"
         raise BadQuery(f"{where}: {first['msg']}; accepted: an object with "
                        + ", ".join(model.model_fields)) from None
+
+
+def inflated(body: bytes, encoding: str) -> bytes:
+    """Undo the Content-Encoding of journal lines, and never beyond MAX_LINES_BYTES."""
+    if encoding.strip().lower() in ("", "identity"):
+        return body
+    if encoding.strip().lower() != "gzip":
+        raise LabError(f"the content encoding is {encoding[:80]!r}: send gzip, or none", 415)
+    unpacker = zlib.decompressobj(31)
+    try:
+        lines = unpacker.decompress(body, MAX_LINES_BYTES + 1)
+    except zlib.error as error:
+        raise BadQuery(f"the body is not gzip ({error})") from error
+    if len(lines) > MAX_LINES_BYTES:
+        raise LabError(f"the body holds more than {MAX_LINES_BYTES} bytes of lines: send fewer at "
+                       "a time", 413)
+    if not unpacker.eof or unpacker.unused_data:
+        raise BadQuery("the body is not one whole gzip stream")
+    return lines
 
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -1763,7 +1888,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> Reply:
         """Guard, dispatch, and turn what the endpoint gives into a reply."""
-        body = self.read_body()
+        is_large = self.body_length() > MAX_BODY_BYTES   # it is read once its sender is let in
+        body = b"" if is_large else self.read_body(MAX_BODY_BYTES)
         self.guard()
         path, _, query = self.path.partition("?")
         pairs = self.pairs(query)
@@ -1771,11 +1897,14 @@ class Handler(BaseHTTPRequestHandler):
             return entered
         method = "GET" if self.command == "HEAD" else self.command
         route, parts = match_route(method, path)
+        if is_large:
+            body = self.read_body(MAX_LINES_BYTES if route.body is bytes else MAX_BODY_BYTES)
         parsed = self.parse_body(route.body, body) if route.body else None
         given = {**parse_params(route.params, pairs), **parts}
 
         def make(conn: sqlite3.Connection | None) -> Reply:
-            made = route.endpoint(Request(self.server, conn, given, parsed, path, pairs))
+            made = route.endpoint(Request(self.server, conn, given, parsed, path, pairs,
+                                          self.client_address[0]))
             return made if isinstance(made, Reply) else Reply(encode(made))
         try:
             if route.needs == "read":
@@ -1804,8 +1933,8 @@ class Handler(BaseHTTPRequestHandler):
                 "the query is not UTF-8, or has more than 500 parameters: percent-encode "
                 "UTF-8 text") from None
 
-    def read_body(self) -> bytes:
-        """Read the body to its end, so that it can never be taken for the next request."""
+    def body_length(self) -> int:
+        """Read how long the body is."""
         if "transfer-encoding" in self.fields:
             raise LabError("Transfer-Encoding is not accepted: send a Content-Length")
         length = self.fields.get("content-length")
@@ -1815,13 +1944,17 @@ class Handler(BaseHTTPRequestHandler):
             length = "0"
         if not re.fullmatch(r"\d{1,18}", length, re.ASCII):
             raise LabError(f"Content-Length {length[:40]!r} is not a number of bytes")
-        if int(length) > MAX_BODY_BYTES:
-            raise LabError(f"the body has {length} bytes: at most {MAX_BODY_BYTES} are accepted",
-                           413)
+        return int(length)
+
+    def read_body(self, most: int) -> bytes:
+        """Read the body to its end, so that it can never be taken for the next request."""
+        length = self.body_length()
+        if length > most:
+            raise LabError(f"the body has {length} bytes: at most {most} are accepted", 413)
         if self.fields.get("expect", "").lower() == "100-continue":
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = self.rfile.read(int(length))
-        if len(body) < int(length):
+        body = self.rfile.read(length)
+        if len(body) < length:
             raise ConnectionError("the connection ended inside a body")
         self.is_body_read = True
         return body
@@ -1867,10 +2000,12 @@ class Handler(BaseHTTPRequestHandler):
             "this lab asks for its token: open the address that `ailab serve` printed, or send "
             "Authorization: Bearer TOKEN", 401, **{"WWW-Authenticate": "Bearer"})
 
-    def parse_body(self, model: type[BaseModel], body: bytes) -> BaseModel:
+    def parse_body(self, model: Any, body: bytes) -> Any:
         kind = self.fields.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise LabError(f"the content type is {kind[:80]!r}: send application/json", 415)
+        if kind != content_type_of(model):
+            raise LabError(f"the content type is {kind[:80]!r}: send {content_type_of(model)}", 415)
+        if model is bytes:
+            return inflated(body, self.fields.get("content-encoding", ""))
         try:
             content = json.loads(body.decode())
         except (ValueError, RecursionError):

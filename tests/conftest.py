@@ -115,6 +115,18 @@ def _insert_known(conn, index: int, run: KnownRun) -> None:
                  (started(index), run.run_id))
 
 
+LINES = {"Content-Type": "application/x-ndjson"}
+
+
+def journal_lines(*records: dict, n_points: int = 0, **columns) -> bytes:
+    """Write a journal: its head with these columns of `runs`, n_points of loss, then records."""
+    head = {"v": 2, "t": 1_764_000_000.0, "db": "http://127.0.0.1:1", "set": {
+        "timestamp": "2025-11-24T16:00:00.000000Z", "status": "running", **columns}}
+    points = [{"t": 1_764_000_000.0 + n, "e": n, "m": {"loss": 1 / n}}
+              for n in range(1, n_points + 1)]
+    return b"".join(json.dumps(record).encode() + b"\n" for record in [head, *points, *records])
+
+
 @pytest.fixture
 def db_path(tmp_path):
     return str(tmp_path / "lab.db")

@@ -1,5 +1,6 @@
 """Bad input of every kind: one shape, one sentence, never a 5xx; and a store that breaks."""
 import functools
+import gzip
 import http.client
 import json
 import os
@@ -9,7 +10,7 @@ import time
 import urllib.parse
 
 import pytest
-from conftest import insert_run, started
+from conftest import LINES, insert_run, journal_lines, started
 
 PATH = "/runs/{run_id}/note"
 GETS = ["/health", "/runs", "/runs/leaderboard?metric_name=accuracy", "/lab", "/experiments",
@@ -186,6 +187,90 @@ def test_a_body_without_a_length_is_refused(lab, server, extra):
         answer.begin()
         assert answer.status in (400, 411)
         assert list(json.loads(answer.read())) == ["detail"]
+
+
+# --- Journal lines ------------------------------------------------------------------------
+
+SEND = "/ingest?journal=job-1&offset=0"
+
+
+@pytest.mark.parametrize("query, name", [
+    ("offset=0", "journal"), ("journal=a", "offset"), ("journal=&offset=0", "journal"),
+    ("journal=a.b&offset=0", "journal"), ("journal=a.0123ABCD&offset=0", "journal"),
+    ("journal=a.0123abcde&offset=0", "journal"), ("journal=..&offset=0", "journal"),
+    ("journal=a%2Fb&offset=0", "journal"), ("journal=a%0A&offset=0", "journal"),
+    ("journal=%C3%A9&offset=0", "journal"), ("journal=" + "a" * 65 + "&offset=0", "journal"),
+    ("journal=a&offset=-1", "offset"), ("journal=a&offset=x", "offset"),
+    ("journal=a&offset=9223372036854775808", "offset"), ("journal=a&offset=0&death=", "death"),
+    ("journal=a&journal=b&offset=0", "journal"), ("journal=a&offset=0&colour=red", "colour")])
+def test_lines_under_a_wrong_name_or_offset_are_refused(lab, refused, query, name):
+    assert name in refused(422, "POST", f"/ingest?{query}", journal_lines(), LINES)
+    assert lab.conn.execute("SELECT count(*) FROM runs").fetchone() == (12,)
+
+
+def test_lines_of_another_type_are_refused(refused):
+    assert "application/x-ndjson" in refused(415, "POST", SEND, journal_lines(), JSON)
+
+
+def test_lines_in_another_packing_are_refused(refused):
+    sentence = refused(415, "POST", SEND, journal_lines(), {**LINES, "Content-Encoding": "br"})
+    assert "'br'" in sentence and "gzip" in sentence
+
+
+@pytest.mark.parametrize("body", [
+    b"no gzip", b"", gzip.compress(journal_lines())[:-9], gzip.compress(b"{}\n") + b"tail",
+    gzip.compress(b"{}\n") * 2], ids=["other", "empty", "cut", "tail", "two"])
+def test_lines_that_are_no_whole_gzip_are_refused(refused, body):
+    assert "gzip" in refused(422, "POST", SEND, body, {**LINES, "Content-Encoding": "gzip"})
+
+
+def test_a_small_body_that_unpacks_to_a_gigabyte_is_never_unpacked_beyond_the_bound(refused):
+    import resource
+    import zlib
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    bomb = b"".join(packer.compress(b"\n" * (1 << 20)) for _ in range(1024)) + packer.flush()
+    assert len(bomb) < 1_100_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sentence = refused(413, "POST", SEND, bomb, {**LINES, "Content-Encoding": "gzip"})
+    assert "16000000" in sentence
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000    # KiB
+
+
+def test_lines_of_more_than_sixteen_megabytes_are_refused_before_they_are_read(refused):
+    refused(413, "POST", SEND, None, {**LINES, "Content-Length": "16000001"})
+
+
+@pytest.mark.parametrize("record", [
+    {"set": {"note": {"a": 1}}}, {"set": {"status": None}}, {"m": {"loss": [1]}}, {"m": 5},
+    {"m": {"loss": "high"}}, {"set": 5}, {"t": "soon", "m": {"loss": 1}}, {"e": 1 << 70, "m": {
+        "loss": 1}}, {"t": 1e300, "m": {"loss": 1}}, {"artifact": ["x"]}, {"set": {"pid": [1]}}],
+    ids=json.dumps)
+def test_lines_with_what_the_store_cannot_hold_are_refused_and_nothing_is_written(
+        lab, api, refused, record):
+    refused(422, "POST", SEND, journal_lines(record, n_points=2), LINES)
+    assert api("GET", "/runs/job-1")[0] == 404
+    assert lab.conn.execute("SELECT count(*) FROM run_metrics WHERE run_id = 'job-1'"
+                            ).fetchone() == (0,)
+
+
+def test_lines_of_a_newer_logger_are_refused_with_what_to_do(api, refused):
+    lines = journal_lines().replace(b'"v": 2', b'"v": 99')
+    assert "update AI-Lab" in refused(409, "POST", SEND, lines, LINES)
+    assert api("GET", "/runs/job-1")[0] == 404
+
+
+def test_lines_while_the_store_is_locked_are_refused_and_taken_later(lab, api, server,
+                                                                     monkeypatch):
+    monkeypatch.setattr(server.store, "write", functools.partial(server.store.write, wait_s=0.3))
+    writer = sqlite3.connect(lab.db_path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    try:
+        status, _, answer = api("POST", SEND, journal_lines(), LINES)
+    finally:
+        writer.execute("ROLLBACK")
+        writer.close()
+    assert status == 503 and is_one_sentence(answer["detail"])
+    assert api("POST", SEND, journal_lines(), LINES)[2]["status"] == "running"
 
 
 # --- Paths and methods --------------------------------------------------------------------

@@ -57,7 +57,11 @@ def asker(request, lab):
         api = request.getfixturevalue("api")
         return lambda name, run_id="", **query: ask_http(api, name, run_id, query)
     conn = ailab.prepare(lab.conn)
-    return lambda name, run_id="", **query: ask_store(conn, name, run_id, query)
+
+    def ask(name, run_id="", **query):
+        refresh(conn)                             # as the server does before it reads
+        return ask_store(conn, name, run_id, query)
+    return ask
 
 
 def ask_store(conn, name, run_id, query):

@@ -3,12 +3,13 @@ import gzip
 import hashlib
 import json
 import re
+import threading
 import urllib.parse
 
 import hypothesis
 import pytest
 import schemathesis
-from conftest import ROOT, insert_run, started
+from conftest import LINES, ROOT, insert_run, journal_lines, started
 from hypothesis import strategies
 from pydantic import TypeAdapter
 
@@ -31,6 +32,7 @@ ROUTES = {                            # route -> model of the answer
     ("PATCH", "/runs/{run_id}/note"): ailab.RunDetail,
     ("DELETE", "/runs/{run_id}"): None,
     ("POST", "/agent/query"): None,
+    ("POST", "/ingest"): ailab.Held,
     ("GET", "/"): None,
     ("GET", "/static/{path}"): None,
 }
@@ -40,10 +42,11 @@ JSON_GETS = ["/health", "/runs", "/runs/{id}", "/runs/{id}/metrics", "/curves?id
 SUMMARY_KEYS = {
     "run_id", "timestamp", "ended_at", "duration_s", "status", "experiment_name", "model_name",
     "task_name", "dataset_id", "command", "git_hash", "python_version", "wandb_url", "note",
-    "hostname", "heartbeat_at", "parent_run_id", "params", "final_metrics", "n_epochs_logged"}
+    "hostname", "heartbeat_at", "parent_run_id", "params", "final_metrics", "n_epochs_logged",
+    "end_reason"}
 DETAIL_KEYS = SUMMARY_KEYS | {
     "pid", "cwd", "error", "device_info", "git_diff", "pip_freeze", "artifacts", "artifact_files",
-    "metrics", "metrics_url", "child_run_ids"}
+    "metrics", "metrics_url", "child_run_ids", "received_from", "resumptions"}
 CURVE_KEYS = {"run_id", "metric_name", "n_points", "cursor", "x", "time", "first", "min", "max",
               "last", "mean", "count", "nonfinite", "n_nonfinite"}
 
@@ -196,6 +199,158 @@ def test_a_head_of_an_artifact_tells_its_size_only(files, api):
 def test_the_metrics_url_of_a_run_leads_to_its_curves(lab, api, url):
     metrics_url = api("GET", url("/runs/{id}"))[2]["metrics_url"]
     assert len(api("GET", metrics_url)[2]["curves"]) == 3
+
+
+# --- Journal lines from another machine -------------------------------------------------------
+
+@pytest.fixture
+def ingest(api):
+    """ingest("job-1", 0, lines) -> what the lab holds; a refusal fails the test."""
+    def send(journal, offset, lines=b"", headers=LINES, **query):
+        query = urllib.parse.urlencode({"journal": journal, "offset": offset, **query})
+        status, _, answer = api("POST", f"/ingest?{query}", lines, headers)
+        assert status == 200, answer
+        assert set(answer) == {"journal", "offset", "status"} and answer["journal"] == journal
+        return answer["offset"], answer["status"]
+    return send
+
+
+def points_of(api, run_id):
+    [curve] = api("GET", f"/runs/{run_id}/metrics?names=loss")[2]["curves"]
+    return list(zip(curve["x"], curve["last"], strict=True))
+
+
+def test_a_sent_journal_becomes_a_run(api, ingest):
+    lines = journal_lines({"set": {"status": "finished", "note": "sent"}}, n_points=3,
+                          experiment_name="far", params_json='{"lr": 0.1}')
+    assert ingest("job-1", 0, lines) == (len(lines), "finished")
+    run = api("GET", "/runs/job-1")[2]
+    assert (run["experiment_name"], run["params"], run["note"], run["final_metrics"]) == (
+        "far", {"lr": 0.1}, "sent", {"loss": 1 / 3})
+    assert points_of(api, "job-1") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+
+
+def test_a_sent_run_tells_which_machine_it_came_from(lab, api, ingest, url):
+    ingest("job-1", 0, journal_lines())
+    assert api("GET", "/runs/job-1")[2]["received_from"] == "127.0.0.1"
+    assert api("GET", url("/runs/{id}"))[2]["received_from"] is None
+
+
+def test_a_journal_that_is_sent_again_counts_once(api, ingest):
+    lines = journal_lines(n_points=5)
+    assert [ingest("job-1", 0, lines) for _ in range(3)] == [(len(lines), "running")] * 3
+    assert len(points_of(api, "job-1")) == 5
+
+
+def test_lines_that_overlap_what_is_held_add_the_rest_only(api, ingest):
+    lines = journal_lines(n_points=6)
+    cut = [i + 1 for i, byte in enumerate(lines) if byte == 10]
+    assert ingest("job-1", 0, lines[:cut[3]]) == (cut[3], "running")
+    assert ingest("job-1", cut[1], lines[cut[1]:cut[5]]) == (cut[5], "running")
+    assert ingest("job-1", cut[5], lines[cut[5]:]) == (len(lines), "running")
+    assert [x for x, _ in points_of(api, "job-1")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_lines_after_a_gap_are_left_and_the_answer_says_what_is_held(api, ingest):
+    lines = journal_lines(n_points=2)
+    ingest("job-1", 0, lines)
+    more = b'{"t": 1764000009.0, "e": 9, "m": {"loss": 0.1}}\n'
+    assert ingest("job-1", len(lines) + 1, more) == (len(lines), "running")
+    assert len(points_of(api, "job-1")) == 2
+
+
+def test_an_empty_body_only_asks(api, ingest):
+    assert ingest("job-1", 0) == (0, None)
+    assert api("GET", "/runs")[2] == []
+    lines = journal_lines(n_points=2)
+    ingest("job-1", 0, lines)
+    assert ingest("job-1", 0) == ingest("job-1", 7) == (len(lines), "running")
+
+
+def test_a_line_that_is_cut_off_waits_for_its_rest(api, ingest):
+    lines = journal_lines(n_points=2)
+    last = lines[:-1].rindex(b"\n") + 1
+    assert ingest("job-1", 0, lines[:-5]) == (last, "running")
+    assert ingest("job-1", last, lines[last:]) == (len(lines), "running")
+    assert len(points_of(api, "job-1")) == 2
+
+
+def test_a_damaged_line_is_left_out_and_hides_no_other(api, ingest):
+    lines = journal_lines(n_points=1) + b'{"e": 2, "m": {"los\n' + \
+        b'{"t": 1764000009.0, "e": 3, "m": {"loss": 0.25}}\n'
+    assert ingest("job-1", 0, lines)[0] == len(lines)
+    assert points_of(api, "job-1") == [(1, 1.0), (3, 0.25)]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "identity"])
+def test_lines_may_come_packed(api, ingest, encoding):
+    lines = journal_lines(n_points=4)
+    body = lines if encoding == "identity" else gzip.compress(lines)
+    assert ingest("job-1", 0, body, {**LINES, "Content-Encoding": encoding})[0] == len(lines)
+    assert len(points_of(api, "job-1")) == 4
+
+
+def test_fifteen_megabytes_of_lines_are_taken_at_once(api, ingest):
+    lines = journal_lines({"set": {"git_diff": "x" * 15_000_000}})
+    assert ingest("job-1", 0, lines) == (len(lines), "running")
+
+
+def test_a_run_in_the_trash_takes_its_lines_and_stays_there(api, ingest):
+    lines = journal_lines(n_points=2)
+    ingest("job-1", 0, lines)
+    api("DELETE", "/runs/job-1")
+    more = b'{"t": 1764000009.0, "e": 9, "m": {"loss": 0.1}}\n'
+    assert ingest("job-1", len(lines), more) == (len(lines + more), "running")
+    assert (api("GET", "/runs/job-1")[0], api("GET", "/runs")[2]) == (404, [])
+
+
+def test_threads_that_send_the_same_lines_at_once_count_them_once(api, ingest):
+    lines, got = journal_lines(n_points=200), []
+    threads = [threading.Thread(target=lambda: got.append(ingest("job-1", 0, lines)))
+               for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [(len(lines), "running")] * 8
+    assert len(points_of(api, "job-1")) == 200
+
+
+GONE = "killed without a word: process 4711 on far is gone"
+
+
+def test_words_of_a_death_close_the_run_after_its_last_lines(api, ingest):
+    lines = journal_lines(n_points=3)
+    assert ingest("job-1", 0, lines, death=GONE) == (len(lines), "killed")
+    run = api("GET", "/runs/job-1")[2]
+    assert run["end_reason"] == GONE + ", last sign of life 2025-11-24 16:00:03 UTC"
+    assert (run["ended_at"], run["duration_s"]) == ("2025-11-24T16:00:03.000000Z", 3.0)
+
+
+def test_words_of_a_death_change_no_run_that_ended_well(api, ingest):
+    end = {"set": {"status": "finished", "end_reason": "finished: the function returned"}}
+    ingest("job-1", 0, journal_lines(end))
+    assert ingest("job-1", 0, death=GONE)[1] == "finished"
+    assert api("GET", "/runs/job-1")[2]["end_reason"] == "finished: the function returned"
+
+
+def test_words_of_a_death_close_no_run_that_was_resumed_since(api, ingest):
+    ingest("job-1", 0, journal_lines())
+    resumed = {"at": "2025-11-24T17:00:00.000000Z", "hostname": "other"}
+    part = journal_lines(n_points=1).replace(
+        b'"set"', b'"resume": ' + json.dumps(resumed).encode() + b', "set"')
+    assert ingest("job-1.0123abcd", 0, part)[1] == "running"
+    assert ingest("job-1", 0, death=GONE)[1] == "running"
+    assert ingest("job-1.0123abcd", 0, death=GONE)[1] == "killed"
+
+
+def test_a_run_that_goes_on_after_words_of_its_death_lives_again(api, ingest):
+    lines = journal_lines(n_points=1)
+    ingest("job-1", 0, lines, death=GONE)
+    more = b'{"t": 1764000009.0, "e": 9, "m": {"loss": 0.1}}\n'
+    assert ingest("job-1", len(lines), more)[1] == "running"
+    run = api("GET", "/runs/job-1")[2]
+    assert (run["end_reason"], run["ended_at"]) == (None, None)
 
 
 # --- HEAD, ETag, gzip -----------------------------------------------------------------------
@@ -368,12 +523,17 @@ def test_openapi_is_valid(document):
     schema.validate()
 
 
+@schemathesis.serializer("application/x-ndjson")
+def as_lines(_, value):
+    return value.encode() if isinstance(value, str) else bytes(value)
+
+
 PROMISES = [getattr(schemathesis.checks, name) for name in (
     "not_a_server_error", "status_code_conformance", "content_type_conformance",
     "response_schema_conformance", "response_headers_conformance")]
 
 
-@pytest.mark.parametrize("route", [route for route in ROUTES if route[0] != "POST"],
+@pytest.mark.parametrize("route", [route for route in ROUTES if route[1] != "/agent/query"],
                          ids=" ".join)
 def test_a_generated_request_is_answered_as_openapi_promises(lab, server, document, route):
     method, path = route

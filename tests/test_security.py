@@ -11,6 +11,7 @@ import time
 import urllib.parse
 
 import pytest
+from conftest import LINES, journal_lines
 
 import ailab
 
@@ -133,6 +134,26 @@ def test_a_form_or_plain_text_cannot_write(lab, api, content_type):
     assert note_of(lab, "svm_01") is None
 
 
+SEND = "/ingest?journal=job-1&offset=0"
+
+
+@pytest.mark.parametrize("header, value", [
+    ("Host", "evil.example"), ("Origin", "http://evil.example"), ("Origin", "null"),
+    ("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Site", "same-site")])
+def test_another_site_sends_no_journal_lines(lab, api, header, value):
+    for lines in (journal_lines(), journal_lines({"set": {"note": "x" * (2 << 20)}})):
+        assert api("POST", SEND, lines, {**LINES, header: value})[0] == 403
+    assert api("GET", "/runs/job-1")[0] == 404
+
+
+@pytest.mark.parametrize("content_type", [
+    None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_a_form_or_plain_text_sends_no_journal_lines(lab, api, content_type):
+    headers = {"Content-Type": content_type} if content_type else {}
+    assert api("POST", SEND, journal_lines(), headers)[0] == 415
+    assert api("GET", "/runs/job-1")[0] == 404
+
+
 def test_no_answer_grants_cross_origin_reading(lab, api):
     for method in ("GET", "OPTIONS"):
         _, headers, _ = api(method, "/runs", headers={"Origin": "http://evil.example",
@@ -175,6 +196,24 @@ def test_a_guarded_lab_writes_for_nobody_without_the_token(lab, guarded):
     path = f"/runs/{lab.ids['svm_01']}/note"
     assert guarded(path, headers, "PATCH", '{"note": "stolen"}')[0] == 401
     assert note_of(lab, "svm_01") is None
+
+
+def test_a_guarded_lab_takes_journal_lines_with_the_token_only(lab, guarded):
+    large = journal_lines({"set": {"git_diff": "x" * (2 << 20)}})
+    for lines in (b"", journal_lines(), large):
+        assert guarded(SEND, LINES, "POST", lines)[0] == 401
+    status, _, content = guarded(
+        SEND, {**LINES, "Authorization": "Bearer s3cret-token"}, "POST", large)
+    assert (status, json.loads(content)["offset"]) == (200, len(large))
+
+
+def test_a_large_body_is_not_read_before_the_token_is_shown(guarded, monkeypatch):
+    read = []
+    inner = ailab.Handler.read_body
+    monkeypatch.setattr(ailab.Handler, "read_body",
+                        lambda self, most: read.append(most) or inner(self, most))
+    assert guarded(SEND, LINES, "POST", b"\n" * (2 << 20))[0] == 401
+    assert read == []
 
 
 @pytest.mark.parametrize("headers", [
@@ -399,6 +438,33 @@ def test_a_named_artifact_root_opens_that_folder_only(tmp_path, monkeypatch, req
     assert artifact(str(tmp_path / "models" / "model.bin"))[2] == b"weights"
     assert artifact(str(tmp_path / "models-twin" / "model.bin"))[0] == 404
     assert artifact(str(tmp_path / "secret.txt"))[0] == 404
+
+
+@pytest.mark.parametrize("more", [
+    {}, {"set": {"received_from": None}}, {"set": {"received_from": ""}},
+    {"set": {"resumptions_json": "{}", "received_from": None, "journal_offset": 0}}],
+    ids=["as sent", "taken back", "emptied", "hidden"])
+def test_an_artifact_of_a_run_that_was_sent_here_is_never_served(api, tmp_path, more):
+    work = tmp_path / "work"
+    (work / "secret.txt").write_text("secret")
+    lines = journal_lines({"artifact": str(work / "secret.txt")}, more, cwd=str(work))
+    assert api("POST", SEND, lines, LINES)[0] == 200
+    status, _, answer = api("GET", "/runs/job-1/artifacts/0")
+    assert (status, list(answer)) == (404, ["detail"])
+    run = api("GET", "/runs/job-1")[2]
+    assert run["received_from"] == "127.0.0.1"
+    assert run["artifacts"] == [str(work / "secret.txt")]
+    assert (run["artifact_files"][0]["exists"], run["artifact_files"][0]["size_bytes"]) == (
+        False, None)                              # nor does it tell which files are here
+
+
+def test_lines_sent_for_a_run_of_this_machine_open_no_file_of_it(artifact, lab, api, tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    lines = journal_lines({"artifact": str(tmp_path / "secret.txt")}, cwd=str(tmp_path))
+    run_id = lab.ids["svm_01"]
+    assert api("POST", f"/ingest?journal={run_id}&offset=0", lines, LINES)[0] == 200
+    for index in (0, 1):
+        assert api("GET", f"/runs/{run_id}/artifacts/{index}")[0] == 404
 
 
 @pytest.mark.parametrize("index", ["1", "-1", "x", "0.0", "00000000000000000000001", "1e3", "%30",
