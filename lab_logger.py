@@ -792,6 +792,9 @@ def _apply(conn, run_id: str, part: str, lines: list[bytes], received_from: str 
     is_newest = part == max(parts, key=lambda name: parts[name].get("at", ""), default="")
     if not is_newest:                             # it was resumed since: that part tells its state
         columns = {name: columns[name] for name in columns if name not in _STATE}
+        for resumption in parts.values():
+            resumption.pop("is_past", None)
+        columns["resumptions_json"] = _dumps(parts)
     elif "status" not in columns:                 # more from a run once taken for dead: it lives
         conn.execute("UPDATE runs SET status = 'running', ended_at = NULL, duration_s = NULL, "
                      "end_reason = NULL WHERE run_id = ? AND status = 'killed'", (run_id,))
@@ -1226,7 +1229,7 @@ class Run:
             raise ValueError(f"it is alive, process {where[1]} on {where[0]}, last heard of at "
                              f"{where[3]}")
         self._spent_s = float(run.get("duration_s") or 0)
-        self._resumed_at = max(self._resumed_at, where[3] or "")   # another machine's clock is ahead
+        self._resumed_at = max(self._resumed_at, where[3] or "")   # clocks of machines differ
 
     def _open_journal(self, name: str) -> int:
         """Make the journal file; the descriptor is the process's own, whoever removes the file."""
