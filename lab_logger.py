@@ -793,7 +793,7 @@ def _apply(conn, run_id: str, part: str, lines: list[bytes], received_from: str 
     if not is_newest:                             # it was resumed since: that part tells its state
         columns = {name: columns[name] for name in columns if name not in _STATE}
         for resumption in parts.values():
-            resumption.pop("is_past", None)
+            resumption.pop("past", None)
         columns["resumptions_json"] = _dumps(parts)
     elif "status" not in columns:                 # more from a run once taken for dead: it lives
         conn.execute("UPDATE runs SET status = 'running', ended_at = NULL, duration_s = NULL, "
@@ -818,21 +818,24 @@ def _without_repeated(conn, run_id: str, part: str, parts: dict, rows: list[tupl
 
     Returns: the rows to add, less those of an older part, arrived late, that a newer one repeated.
     """
-    starts = sorted(resumption.get("at", "") for resumption in parts.values())
-    own = parts.get(part, {}).get("at", "")
-    later = next((start for start in starts if start > own), "later than all")
+    own, past = parts.get(part, {}).get("at", ""), parts.get(part, {}).get("past", [])
+    later = min((other.get("at", "") for other in parts.values() if other.get("at", "") > own),
+                default="later than all")
     keys = {(name, epoch, step) for _, name, _, epoch, step, _ in rows
-            if epoch is not None or step is not None}
-    if not keys or parts.get(part, {}).get("is_past"):
+            if not (epoch is step is None or name in past)}
+    if not keys:
         return rows
+    names = sorted({key[0] for key in keys})
     old = conn.execute(
         "SELECT id, ifnull(timestamp, ''), metric_name, epoch, step FROM run_metrics "
-        "WHERE run_id = ? AND (epoch >= ? OR step >= ?)",
-        (run_id, *(min((key[i] for key in keys if key[i] is not None), default=-1 << 63)
-                   for i in (1, 2)))).fetchall()
-    if part and not any(row[1] < own for row in old):     # beyond what there was: look no more
+        "WHERE run_id = ? AND metric_name IN (SELECT value FROM json_each(?)) "
+        "AND (epoch >= ? OR step >= ?)",
+        (run_id, json.dumps(names), *(min((key[i] for key in keys if key[i] is not None),
+                                          default=-1 << 63) for i in (1, 2)))).fetchall()
+    if part:                                      # beyond all there was: looked up no more
+        past = [*past, *(set(names) - {row[2] for row in old if row[1] < own})]
         conn.execute(f"""UPDATE runs SET resumptions_json = json_set(resumptions_json,
-                         '$."{part}".is_past', 1) WHERE run_id = ?""", (run_id,))
+                         '$."{part}".past', json(?)) WHERE run_id = ?""", (_dumps(past), run_id))
     conn.executemany("DELETE FROM run_metrics WHERE id = ?",
                      [row[:1] for row in old if row[1] < own and row[2:] in keys])
     repeated = {row[2:] for row in old if row[1] >= later}

@@ -205,7 +205,7 @@ POINTS = st.lists(
         st.one_of(st.none(), st.integers(0, 6)),
     ),
     max_size=12,
-)
+).map(lambda points: sorted(points, key=lambda point: (point[2] or -1, point[3] or -1)))
 
 
 @settings(
