@@ -451,7 +451,7 @@ def _memory() -> list[tuple[int, int]]:
         if kinds in ("", "memory"):               # version 2; version 1
             names = ("current", "max") if not kinds else ("usage_in_bytes", "limit_in_bytes")
             for depth in range(group.count("/") + 1):
-                folder = f"/sys/fs/cgroup/{kinds}/{group.rsplit('/', depth)[0]}/memory."
+                folder = f"/sys/fs/cgroup/{kinds}{group.rsplit('/', depth)[0]}/memory."
                 with contextlib.suppress(OSError, ValueError, KeyError):
                     used, limit = (int(_read(folder + name)) for name in names)
                     stat = dict(line.split() for line in _read(folder + "stat").splitlines())
