@@ -19,6 +19,7 @@ import joblib
 import numpy as np
 import pytest
 from conftest import ROOT
+from processes import TOKEN, LabServer
 from sklearn.datasets import load_iris
 from sklearn.linear_model import SGDClassifier
 from sklearn.metrics import hinge_loss, log_loss
@@ -42,16 +43,19 @@ def copy_project(place):
     return place
 
 
-def start(project, script, *arguments):
+def start(project, script, *arguments, before=""):
     """Start a script from outside the project, in a process group of its own."""
-    command = [sys.executable, f"{project}/examples/train_model/{script}", *arguments]
+    path = f"{project}/examples/train_model/{script}"
+    code = f"import sys, runpy; {before}; sys.path.insert(0, {os.path.dirname(path)!r}); " \
+           f"runpy.run_path({path!r}, run_name='__main__')"
+    command = [sys.executable, *(["-c", code] if before else [path]), *arguments]
     return subprocess.Popen(command, cwd=project.parent, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def run(project, script, *arguments):
-    """Run a script to its end: (exit code, stdout, stderr)."""
-    job = start(project, script, *arguments)
+def run(project, script, *arguments, before=""):
+    """Run a script to its end, after a line of Python: (exit code, stdout, stderr)."""
+    job = start(project, script, *arguments, before=before)
     stdout, stderr = job.communicate(timeout=60)
     return job.returncode, stdout, stderr
 
@@ -318,3 +322,196 @@ def test_a_worker_that_dies_is_told_in_one_sentence(project, db_path):
     assert job.returncode == 1
     assert "Traceback" not in stderr and "a worker process died after " in stderr
     assert rows(db_path, "SELECT count(*) FROM runs WHERE status = 'running'") == [(0,)]
+
+
+# --- sweep.py --backend dask ------------------------------------------------------------
+
+class Cluster:
+    """A Dask scheduler and workers as processes on loopback, each in a folder of its own."""
+
+    def __init__(self, place):
+        self.place, self.processes, self.workers = place, [], []
+        self.scheduler = self.start("scheduler", [
+            "-m", "dask", "scheduler", "--port", "0", "--host", "127.0.0.1",
+            "--scheduler-file", "../file.json"])
+        wait_until((place / "file.json").exists)
+        self.address = json.loads((place / "file.json").read_text())["address"]
+
+    def start(self, name, arguments, **env):
+        folder = self.place / name
+        folder.mkdir(parents=True)
+        env = {**os.environ, "DB_PATH": str(folder / "own.db"), **env}
+        with open(folder / "log", "w") as log:
+            self.processes.append(subprocess.Popen([sys.executable, *arguments, "--no-dashboard"],
+                                                   cwd=folder, env=env, stdout=log, stderr=log))
+        return self.processes[-1]
+
+    def add_worker(self, host=None):
+        """Start a worker, on this host or on one that says to be another."""
+        code = "import os, sys; from distributed.cli.dask_worker import main; name = " \
+               f"{host!r}; told = list(os.uname()); told[1] = name or told[1]; " \
+               "os.uname = lambda: os.uname_result(told); main(sys.argv[1:])"
+        name = f"worker{len(self.workers)}"
+        self.workers.append(self.start(name, [
+            "-c", code, self.address, "--no-nanny", "--nthreads", "1", "--local-directory", "."]))
+        return self
+
+    def stop(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    running = Cluster(tmp_path / "cluster")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def quick(project):
+    """The project with a sweep that waits a second for the cluster, not ten."""
+    script = project / "examples/train_model/sweep.py"
+    text = script.read_text().replace("CLUSTER_WAIT_S = 10.0 ", "CLUSTER_WAIT_S = 1.0 ")
+    assert "CLUSTER_WAIT_S = 1.0 " in text
+    script.write_text(text)
+    return project
+
+
+def on(cluster, *arguments):
+    return "--backend", "dask", "--scheduler", cluster.address, *arguments
+
+
+def test_a_sweep_on_a_dask_cluster_records_every_run_at_the_server_of_ailab_url(
+        project, cluster, tmp_path, monkeypatch):
+    cluster.add_worker().add_worker()
+    server = LabServer(tmp_path / "server.db").start()
+    try:
+        for key, value in server.env.items():
+            monkeypatch.setenv(key, value)
+        code, stdout, stderr = run(project, "sweep.py", *on(cluster, *SMALL_SWEEP))
+        assert (code, stdout.split(" in ")[0]) == (0, "4 of 4 runs finished"), stderr
+        assert stdout.endswith(f", recorded in {server.url}\n")
+        assert len(stderr.splitlines()) == 4 and stderr.startswith("1/4 ")
+        query = ("SELECT experiment_name, status, count(*), count(received_from) FROM runs "
+                 "GROUP BY 1, 2 ORDER BY 1")
+        expected = [("iris_linear_svm_sweep_v1", "finished", 2, 2),
+                    ("iris_perceptron_sweep_v1", "finished", 2, 2)]
+        wait_until(lambda: rows(server.db_path, query) == expected, limit_s=10)
+    finally:
+        server.kill()
+    points = "SELECT count(*) FROM run_metrics WHERE metric_name NOT LIKE 'system/%'"
+    assert rows(server.db_path, points) == [(4 * 3 * 4,)]
+    pids = {row[0] for row in rows(server.db_path, "SELECT pid FROM runs")}
+    assert pids <= {worker.pid for worker in cluster.workers} and len(pids) == 2
+    for cwd, artifacts in rows(server.db_path, "SELECT cwd, artifacts_json FROM runs"):
+        assert cwd.startswith(f"{cluster.place}/worker")
+        assert all(path.startswith(f"{cwd}/checkpoints/perceptron_") or path.startswith(
+            f"{cwd}/checkpoints/linear_svm_") for path in json.loads(artifacts))
+        assert all(map(os.path.isfile, json.loads(artifacts)))
+    everything = stdout + stderr + "".join(
+        path.read_text(errors="replace") for path in cluster.place.rglob("log"))
+    assert TOKEN not in everything
+    assert not list(cluster.place.rglob("own.db"))
+
+
+def test_without_ailab_url_workers_elsewhere_are_told_of_and_record_into_db_path(project, cluster,
+                                                                                 db_path):
+    cluster.add_worker("far-away")
+    code, stdout, stderr = run(project, "sweep.py", *on(cluster, *SMALL_SWEEP))
+    assert (code, stdout.split(", recorded")[1]) == (0, f" in {db_path}\n")
+    assert stderr.splitlines()[0] == (
+        f"sweep.py: the workers on far-away record into {db_path} there, which is another lab than "
+        "here unless shared; for one lab run `ailab.py serve --host 0.0.0.0` here and set "
+        "AILAB_URL to this machine's address and AILAB_TOKEN")
+    assert rows(db_path, "SELECT hostname, pid, status, count(*) FROM runs GROUP BY 1, 2, 3") == [
+        ("far-away", cluster.workers[0].pid, "finished", 4)]
+    assert not list(cluster.place.rglob("own.db"))
+
+
+def start_sweep_on(project, cluster, db_path, n_epochs):
+    """Start a sweep and wait until a run has begun: (sweep, pid of that run's worker)."""
+    job = start(project, "sweep.py", *on(cluster, "--models", "perceptron", "--dataset", "digits",
+                                         "--seeds", "0", "1", "--n_epochs", str(n_epochs)))
+    query = "SELECT pid FROM runs JOIN run_metrics USING (run_id) WHERE status = 'running'"
+    wait_until(lambda: os.path.exists(db_path) and rows(
+        db_path, "SELECT 1 FROM sqlite_master WHERE name = 'run_metrics'") and rows(db_path, query))
+    return job, rows(db_path, query)[0][0]
+
+
+def test_a_run_whose_dask_worker_dies_is_trained_again_by_another(project, cluster, db_path):
+    cluster.add_worker().add_worker()
+    job, worker = start_sweep_on(project, cluster, db_path, n_epochs=40)
+    os.kill(worker, signal.SIGKILL)
+    stdout, stderr = job.communicate(timeout=60)
+    assert (job.returncode, stdout.split(" in ")[0]) == (0, "6 of 6 runs finished"), stderr
+    assert "Traceback" not in stderr
+    finished = rows(db_path, "SELECT pid FROM runs WHERE status = 'finished'")
+    assert len(finished) >= 6 and set(finished) != {(worker,)}
+    assert rows(db_path, "SELECT pid FROM runs WHERE status = 'running'") == [(worker,)]
+    subprocess.run([sys.executable, project / "ailab.py", "doctor"], stdout=subprocess.DEVNULL)
+    assert rows(db_path, "SELECT status FROM runs WHERE end_reason LIKE 'killed without a word: "
+                         "process ' || ? || ' on % is gone, %'", worker) == [("killed",)]
+
+
+def test_when_the_last_dask_worker_dies_it_is_one_sentence(quick, cluster, db_path):
+    cluster.add_worker()
+    job, worker = start_sweep_on(quick, cluster, db_path, n_epochs=100_000)
+    os.kill(worker, signal.SIGKILL)
+    stdout, stderr = job.communicate(timeout=30)
+    assert (job.returncode, stdout) == (1, "")
+    assert stderr == (f"no worker is left at '{cluster.address}' after 0 of 6 runs; those that "
+                      "were under way are recorded as killed\n")
+
+
+def test_when_the_dask_scheduler_dies_it_is_one_sentence(quick, cluster, db_path):
+    cluster.add_worker()
+    job, _ = start_sweep_on(quick, cluster, db_path, n_epochs=100_000)
+    cluster.scheduler.kill()
+    stdout, stderr = job.communicate(timeout=30)
+    assert (job.returncode, stdout) == (1, "")
+    assert stderr == (f"the scheduler at '{cluster.address}' went away after 0 of 6 runs; those "
+                      "that were under way are recorded as killed\n")
+
+
+def test_ctrl_c_on_dask_begins_no_more_runs_and_lets_those_under_way_end(project, cluster, db_path):
+    cluster.add_worker()
+    job, _ = start_sweep_on(project, cluster, db_path, n_epochs=60)
+    os.killpg(job.pid, signal.SIGINT)
+    stdout, stderr = job.communicate(timeout=20)
+    assert (job.returncode, stdout) == (130, "")
+    n_done = len(stderr.splitlines()) - 1
+    assert stderr.splitlines()[-1] == (f"interrupted after {n_done} of 6 runs; those under way end "
+                                       "on their workers and are recorded")
+    wait_until(lambda: not rows(db_path, "SELECT 1 FROM runs WHERE status = 'running'"))
+    statuses = rows(db_path, "SELECT status, count(*) FROM runs GROUP BY status")
+    assert statuses[0][0] == "finished" and 1 <= statuses[0][1] < 6 and len(statuses) == 1
+
+
+def test_a_cluster_that_cannot_train_is_one_sentence(quick, cluster, db_path):
+    gone = Cluster(cluster.place / "gone")
+    gone.stop()
+    for target, sentence in (
+            (gone, f"no Dask scheduler answers at '{gone.address}' ("),
+            (cluster, f"no worker at '{cluster.address}' within 1 s: start some with `dask worker "
+                      f"{cluster.address}`\n")):
+        code, stdout, stderr = run(quick, "sweep.py", *on(target))
+        assert (code, stdout) == (1, "")
+        assert stderr.startswith(f"sweep.py: {sentence}") and len(stderr.splitlines()) == 1
+    assert not os.path.exists(db_path)
+
+
+@pytest.mark.parametrize("arguments, before, sentence", [
+    (["--backend", "dask"], "",
+     "--backend dask and --scheduler ADDRESS go together; `dask scheduler` prints its address"),
+    (["--scheduler", "tcp://here:1"], "",
+     "--backend dask and --scheduler ADDRESS go together; `dask scheduler` prints its address"),
+    (["--backend", "dask", "--scheduler", "here"], "",
+     "scheduler is 'here'; give tcp://HOST:PORT, as `dask scheduler` prints it"),
+    (["--backend", "dask", "--scheduler", "here:1"], "sys.modules['distributed'] = None",
+     "--backend dask needs a package: pip install distributed"),
+])
+def test_a_bad_argument_about_the_cluster_is_one_sentence(project, arguments, before, sentence):
+    assert run(project, "sweep.py", *arguments, before=before) == (
+        2, "", f"sweep.py: error: {sentence}\n")

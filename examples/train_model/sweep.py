@@ -3,40 +3,58 @@
     python examples/train_model/sweep.py                             # 27 runs on iris
     python examples/train_model/sweep.py --dataset digits --n_jobs 4
     python examples/train_model/sweep.py --models perceptron --seeds 0 1 2 3 --learning_rates 0.1
+    python examples/train_model/sweep.py --backend dask --scheduler tcp://HOST:8786
     python ailab.py leaderboard accuracy
 
 Experiments are named <dataset>_<model>_sweep_v1. A run that fails does not stop the others: they
 are listed at the end and the exit code is 1. Ctrl-C ends the running ones, recorded as killed,
 leaves the finished ones as they are, and the exit code is 130.
+
+Workers of a Dask cluster need dask, joblib and scikit-learn; the sweep brings run.py and
+lab_logger.py. They log where the sweep would: to the server of AILAB_URL, else into DB_PATH on
+their own machine. Files go into `checkpoints/` in each worker's working directory. A run whose
+worker dies is trained again by another; Ctrl-C begins no more and lets those under way end.
 """
 from __future__ import annotations
 
+import _thread
 import argparse
 import contextlib
+import logging
+import os
+import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Generator
+from concurrent.futures import CancelledError
+from importlib.util import find_spec
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
 
-from joblib import Parallel, cpu_count, delayed
+import run
+from joblib import Parallel, cpu_count, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
-from run import DATASETS, MODELS, check_arguments, train_model  # makes lab_logger importable too
+from run import DATASETS, MODELS, check_arguments  # makes lab_logger importable too
 from tqdm import tqdm
 
-from lab_logger import StoreError, default_db_path
+from lab_logger import StoreError, default_db_path, drain_all, host_name, lab_url, setting
 
 SEEDS = [0, 1, 2]
 LEARNING_RATES = [0.01, 0.03, 0.1]
+CLUSTER_WAIT_S = 10.0    # for a scheduler's answer, for a first worker, for another after the last
 
 
 def train_one(job: dict) -> tuple[dict, dict]:
     """Train one run in a worker; return its arguments, and its metrics or {"error": sentence}."""
-    started = time.perf_counter()
+    from run import train_model  # not at the top: Dask's scheduler, which has no run.py,
+    started = time.perf_counter()        # unpickles this function with all it names
     try:
         result = train_model(**job)
     except Exception as error:           # the logger has recorded it as failed; the sweep goes on
@@ -44,25 +62,27 @@ def train_one(job: dict) -> tuple[dict, dict]:
     return job, {**result, "duration_s": time.perf_counter() - started}
 
 
-def train_all(jobs: list[dict], n_jobs: int) -> Generator[tuple[dict, dict], None, None]:
+def train_all(jobs: list[dict], n_jobs: int,
+              client: Any = None) -> Generator[tuple[dict, dict], None, None]:
     """Start the workers and return a generator of `train_one`'s results in order of completion.
 
     Ctrl-C in a terminal reaches the whole process group. The workers are started while it is
     ignored and inherit that, so that it interrupts this process alone, which then ends them.
     """
-    parallel = Parallel(n_jobs, backend="loky", batch_size=1, return_as="generator_unordered")
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        return parallel(delayed(train_one)(job) for job in jobs)
+        with parallel_config(all_at_once(client) if client else "loky"):
+            parallel = Parallel(n_jobs, batch_size=1, return_as="generator_unordered")
+            return parallel(delayed(train_one)(job) for job in jobs)
     finally:
         signal.signal(signal.SIGINT, handler)
 
 
-def show(jobs: list[dict], n_jobs: int, done: list[tuple[dict, dict]]) -> None:
+def show(jobs: list[dict], n_jobs: int, done: list[tuple[dict, dict]], client: Any = None) -> None:
     """Train all, appending to `done`; on stderr a progress bar, or a line a run off a terminal."""
     has_bar = sys.stderr.isatty()
     with (tqdm(total=len(jobs), unit="run", disable=not has_bar) as bar,
-          contextlib.closing(train_all(jobs, n_jobs)) as results):
+          contextlib.closing(train_all(jobs, n_jobs, client)) as results):
         for job, result in results:
             done.append((job, result))
             bar.update()
@@ -70,6 +90,98 @@ def show(jobs: list[dict], n_jobs: int, done: list[tuple[dict, dict]]) -> None:
                 told = result.get("error") or f"accuracy {result['accuracy']:.1%}, " \
                                               f"{result['duration_s']:.2f} s"
                 print(f"{len(done)}/{len(jobs)} {label(job)}: {told}", file=sys.stderr, flush=True)
+
+
+# --- Dask -----------------------------------------------------------------------
+
+class ClusterError(Exception):
+    """The Dask cluster cannot train; the message is one sentence for the user."""
+
+
+def connect_cluster(address: str) -> Any:
+    """Give a client of the Dask cluster whose workers are ready to train."""
+    from distributed import Client, WorkerPlugin
+    place = {"DB_PATH": default_db_path()}
+    if lab_url():
+        place = {key: setting(key)[0] for key in ("AILAB_URL", "AILAB_TOKEN")}
+    code = {Path(file).name: Path(file).read_bytes()
+            for file in (sys.modules["lab_logger"].__file__, run.__file__) if file}
+
+    class Ready(WorkerPlugin):
+        """What every worker does, also one that comes later, before it trains."""
+
+        async def setup(self, worker: Any) -> None:
+            os.environ.update(place)
+            for name, body in code.items():       # a logger that may be in use is not loaded again
+                is_loaded = name == "lab_logger.py" and "lab_logger" in sys.modules
+                answer = await worker.upload_file(name, body, load=not is_loaded)
+                if "exception" in answer:
+                    raise answer["exception"]
+            vars(sys.modules["run"])["CHECKPOINTS"] = Path.cwd() / "checkpoints"
+
+    logging.disable()                    # what matters is told in a sentence
+    try:
+        client = Client(address, timeout=CLUSTER_WAIT_S, set_as_default=False)
+    except OSError as error:
+        raise ClusterError(f"no Dask scheduler answers at {address!r} ({error}): start one with "
+                           "`dask scheduler`, it prints its address") from error
+    try:
+        client.submit(os.getpid).result(timeout=CLUSTER_WAIT_S)    # an adaptive cluster starts some
+        client.register_plugin(Ready(), "ai-lab sweep")
+    except TimeoutError as error:
+        raise ClusterError(f"no worker at {address!r} within {CLUSTER_WAIT_S:g} s: start some "
+                           f"with `dask worker {address}`") from error
+    except Exception as error:           # whatever keeps a worker from loading our code
+        raise ClusterError(f"a worker at {address!r} cannot train ({error}): the workers need "
+                           "dask, joblib and scikit-learn in the sweep's versions") from error
+    tell_place(set(client.run(host_name).values()) - {host_name()}, lab_url())
+    return client
+
+
+def all_at_once(client: Any) -> Any:
+    """Give joblib's Dask backend, made to hand all runs over at once: the cluster may grow.
+
+    It would give out as many as the cluster has threads now, and with one thread train here.
+    """
+    from joblib._dask import DaskDistributedBackend
+
+    class AllAtOnce(DaskDistributedBackend):
+        def effective_n_jobs(self, n_jobs: int) -> int:
+            return max(n_jobs, 2)
+
+    return AllAtOnce(client=client)
+
+
+def tell_place(hosts: set[str], url: str | None) -> None:
+    """Say where workers on these other machines record, if that is not one lab for all."""
+    place = f"into {default_db_path()} there, which is another lab than here unless shared"
+    if url and re.match(r"https?://(localhost|127\.|\[::1\])", url):
+        place = f"to {url}, which is themselves and not this machine"
+    elif url:
+        return
+    if hosts:
+        print(f"sweep.py: the workers on {', '.join(sorted(hosts))} record {place}; for one lab "
+              "run `ailab.py serve --host 0.0.0.0` here and set AILAB_URL to this machine's "
+              "address and AILAB_TOKEN", file=sys.stderr)
+
+
+def watch(client: Any, address: str, trouble: list[str]) -> None:
+    """Interrupt the sweep, with what happened in `trouble`, where joblib would wait for ever."""
+    seen = time.monotonic()
+    while not trouble and client.status != "closed":
+        time.sleep(0.5)
+        futures = {future.status: future for future in list(client.futures.values())}
+        try:
+            seen = time.monotonic() if client.scheduler_info()["workers"] else seen
+            if "error" in futures:
+                words = str(futures["error"].exception).split(". ")[0]
+                trouble.append(f"a worker failed ({words})")
+            elif time.monotonic() - seen > CLUSTER_WAIT_S:
+                trouble.append(f"no worker is left at {address!r}")
+        except (KeyError, OSError):
+            trouble.append(f"the scheduler at {address!r} went away")
+    if trouble:
+        _thread.interrupt_main()
 
 
 def label(job: dict) -> str:
@@ -80,6 +192,10 @@ def label(job: dict) -> str:
 def end_workers() -> None:
     """Kill the workers and have their unfinished runs recorded as killed at once."""
     get_reusable_executor(reuse=True, kill_workers=True).shutdown(kill_workers=True)
+    if url := lab_url():
+        for problem in drain_all(None, url):
+            print(f"sweep.py: {problem}", file=sys.stderr)
+        return
     from ailab import open_store  # not at the top: training needs the logger alone
     try:
         open_store(default_db_path()).close()
@@ -87,8 +203,8 @@ def end_workers() -> None:
         print(f"sweep.py: {error}", file=sys.stderr)
 
 
-def parse(argv: list[str] | None) -> tuple[list[dict], int]:
-    """Turn the command line into the jobs, a dict of `train_model`'s arguments each, and n_jobs."""
+def parse(argv: list[str] | None) -> tuple[list[dict], int, str | None]:
+    """Turn the command line into jobs (`train_model`'s arguments), n_jobs and Dask's scheduler."""
     parser = argparse.ArgumentParser("sweep.py", description=__doc__, usage=argparse.SUPPRESS,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="iris", help=", ".join(DATASETS))
@@ -97,8 +213,20 @@ def parse(argv: list[str] | None) -> tuple[list[dict], int]:
     parser.add_argument("--learning_rates", nargs="+", type=float, default=LEARNING_RATES,
                         help="default: %(default)s")
     parser.add_argument("--n_epochs", type=int, default=30, help="default: %(default)s")
-    parser.add_argument("--n_jobs", type=int, default=-1, help="processes; default: one a CPU")
+    parser.add_argument("--n_jobs", type=int, default=-1,
+                        help="processes of loky; default: one a CPU")
+    parser.add_argument("--backend", default="loky", choices=["loky", "dask"],
+                        help="processes here, or a Dask cluster; default: %(default)s")
+    parser.add_argument("--scheduler", help="address of the cluster's scheduler, for dask")
     options = parser.parse_args(argv)
+    if (options.backend == "dask") != bool(options.scheduler):
+        parser.error("--backend dask and --scheduler ADDRESS go together; `dask scheduler` prints "
+                     "its address")
+    if not re.fullmatch(r"((tcp|tls|ws|wss)://)?[^/\s]+:\d+", options.scheduler or "here:0"):
+        parser.error(f"scheduler is {options.scheduler!r}; give tcp://HOST:PORT, as "
+                     "`dask scheduler` prints it")
+    if options.scheduler and not find_spec("distributed"):
+        parser.error("--backend dask needs a package: pip install distributed")
     if options.n_jobs < 1 and options.n_jobs != -1:
         parser.error(f"n_jobs is {options.n_jobs}; give a whole number from 1, or -1 for all CPUs")
     grid = dict.fromkeys(product(options.models, options.seeds, options.learning_rates))
@@ -113,30 +241,50 @@ def parse(argv: list[str] | None) -> tuple[list[dict], int]:
         parser.error(str(error))
     for job in jobs:
         job["experiment_name"] = f"{options.dataset}_{job['model_name']}_sweep_v1"
-    return jobs, min(len(jobs), cpu_count() if options.n_jobs == -1 else options.n_jobs)
+    n_jobs = min(len(jobs), cpu_count() if options.n_jobs == -1 else options.n_jobs)
+    return jobs, len(jobs) if options.scheduler else n_jobs, options.scheduler
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the sweep; return 0, 1 when a run failed, 2 for bad arguments, 130 after Ctrl-C."""
-    jobs, n_jobs = parse(argv)
+    jobs, n_jobs, scheduler = parse(argv)
     done: list[tuple[dict, dict]] = []
+    client, trouble = None, list[str]()
     started = time.perf_counter()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt for both
     try:
-        show(jobs, n_jobs, done)
-        get_reusable_executor(reuse=True).shutdown()       # the workers take in what is left
+        if scheduler:
+            client = connect_cluster(scheduler)
+            threading.Thread(target=watch, args=(client, scheduler, trouble), daemon=True).start()
+        show(jobs, n_jobs, done, client)
+        if client:
+            client.close()
+        else:
+            get_reusable_executor(reuse=True).shutdown()   # the workers take in what is left
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except (KeyboardInterrupt, BrokenProcessPool) as error:
+    except ClusterError as error:
+        print(f"sweep.py: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, BrokenProcessPool, CancelledError) as error:
         signal.signal(signal.SIGINT, signal.SIG_IGN)       # ending takes less than a second
-        end_workers()
-        why = "interrupted" if isinstance(error, KeyboardInterrupt) else "a worker process died"
-        print(f"{why} after {len(done)} of {len(jobs)} runs; those that were under way are "
-              "recorded as killed", file=sys.stderr)
-        return 130 if isinstance(error, KeyboardInterrupt) else 1
+        is_stopped = isinstance(error, KeyboardInterrupt) and not trouble
+        fate = "those that were under way are recorded as killed"
+        why = "interrupted" if is_stopped else (*trouble, "a worker process died")[0]
+        if not scheduler:
+            end_workers()
+        elif client:
+            client.close(timeout=1)
+            if isinstance(error, CancelledError):
+                why = f"the scheduler at {scheduler!r} went away"
+            if is_stopped:
+                fate = "those under way end on their workers and are recorded"
+        print(f"{why} after {len(done)} of {len(jobs)} runs; {fate}", file=sys.stderr)
+        return 130 if is_stopped else 1
     failed = [f"{label(job)}: {result['error']}" for job, result in done if "error" in result]
     print(f"{len(done) - len(failed)} of {len(jobs)} runs finished in "
-          f"{time.perf_counter() - started:.1f} s, recorded in {default_db_path()}")
+          f"{time.perf_counter() - started:.1f} s, recorded in "
+          f"{lab_url() or default_db_path()}")
     if failed:
         print(f"{len(failed)} failed:", *failed, sep="\n  ", file=sys.stderr)
     return 1 if failed else 0
