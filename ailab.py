@@ -42,6 +42,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode
@@ -260,8 +261,8 @@ class Curve(BaseModel):
     last: list[float | None] = _about("last finite value")
     mean: list[float | None] = _about("mean of the finite values")
     count: list[int] = _about("points in the bucket")
-    nonfinite: list[dict[str,
-                         Any]] = _about(f"x and value of NaN and infinities, at most {MAX_MARKED}")
+    nonfinite: list[dict[str, Any]] = _about(
+        f"x and value of NaN and infinities, at most {MAX_MARKED}")
     n_nonfinite: int = _about("how many there are")
 
 
@@ -410,8 +411,7 @@ RUN_FILTERS = (
     Param("command_substring", "text", "runs whose command holds this text, in any case"),
     Param("note_substring", "text", "runs whose note holds this text, in any case"),
     Param("from_timestamp", "time", "runs started at this time or later (without a zone: UTC)"),
-    Param("to_timestamp", "time",
-          "runs started at this time or earlier; a date means its whole day"),
+    Param("to_timestamp", "time", "runs started at this time or earlier; a date: its whole day"),
     Param("metric_name", "text", "runs that have this metric"),
     Param("metric_min", "number", "least final value of metric_name"),
     Param("metric_max", "number", "largest final value of metric_name"),
@@ -528,17 +528,16 @@ class RunQuery:
         """Give the WHERE text; a metric that the statement joins already is left out."""
         extra = []
         if self.metric and not is_metric_joined:
-            extra = [
-                "r.run_id IN (SELECT run_id FROM metric_summary WHERE metric_name = :metric_name"
-                     + (" AND value BETWEEN :metric_min AND :metric_max)"
-                        if self.metric[1:] != (-INF, INF) else ")")]
+            extra = ["r.run_id IN (SELECT run_id FROM metric_summary "
+                     "WHERE metric_name = :metric_name"
+                     + (")" if self.metric[1:] == (-INF, INF) else
+                        " AND value BETWEEN :metric_min AND :metric_max)")]
         return "\n  AND ".join([*self.where, *extra])
 
 
-_SUBSTRING = ("r.rowid IN (SELECT rowid FROM runs WHERE {0} IS NOT NULL AND {1})")
-_SEARCH = (
-    "r.run_id IN (SELECT t.run_id FROM run_search JOIN run_text t ON t.key = run_search.rowid "
-           "WHERE run_search MATCH :q)")
+_SUBSTRING = "r.rowid IN (SELECT rowid FROM runs WHERE {0} IS NOT NULL AND {1})"
+_SEARCH = ("r.run_id IN (SELECT t.run_id FROM run_search JOIN run_text t "
+           "ON t.key = run_search.rowid WHERE run_search MATCH :q)")
 
 
 def run_query(given: dict[str, Any]) -> RunQuery:
@@ -583,7 +582,7 @@ def match_expression(text: str) -> str:
                     for word in text.replace("\0", " ").split())
 
 
-def page_statements(query: RunQuery, columns: str) -> tuple[str, str, str]:
+def page_statements(query: RunQuery) -> tuple[str, str, str]:
     """Write a page's SELECTs: runs that have what they are sorted by, those that lack it, a count.
 
     Both directions walk an index: a metric's or param's values, or the start times.
@@ -592,6 +591,7 @@ def page_statements(query: RunQuery, columns: str) -> tuple[str, str, str]:
     kind, _, name = query.sort.partition(".")
     is_joined = bool(kind == "metrics" and query.metric and query.metric[0] == name)
     query.bound["sort_name"] = name
+    columns = ", ".join(f"r.{column}" for column in (*SUMMARY_COLUMNS, "params_json"))
     if kind in ("metrics", "params"):
         table, key = {"metrics": ("metric_summary", "metric_name"),
                       "params": ("run_params", "param_name")}[kind]
@@ -633,6 +633,7 @@ def direction(metric_name: str) -> str:
 # What makes reading fast, made when AI-Lab first opens a lab and kept by triggers from then on,
 # whoever writes the two public tables: the logger, or any SQLite tool.
 
+_SYSTEM = "(metric_name >= 'system/' AND metric_name < 'system0')"   # shown where it is named
 _AT = [f"{which}_{field}" for which in ("first", "last", "min", "max")
        for field in ("value", "epoch", "step")]
 
@@ -773,16 +774,20 @@ def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Co
     Raises: StoreError, one sentence.
     """
     conn = lab_logger.connect(path, mode, timeout_s)
-    if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'run_search'").fetchone() is None:
-        if mode == "ro":
-            open_lab(path, "rw", timeout_s).close()
-            return conn
-        with lab_logger.transaction(conn):
-            if conn.execute(
-                "SELECT 1 FROM sqlite_master WHERE name = 'run_search'").fetchone() is None:
-                for statement in _INDEX_SCHEMA.split(";;"):
-                    conn.execute(statement)
-                refresh(conn)
+    wanted = "SELECT 1 FROM sqlite_master WHERE name = 'summarised'"     # its newest table
+    if conn.execute(wanted).fetchone():
+        return conn
+    if mode == "ro":
+        open_lab(path, "rw", timeout_s).close()
+        return conn
+    with lab_logger.transaction(conn):
+        if not conn.execute(wanted).fetchone():
+            for kind, name in [("TRIGGER", "run_metrics_insert"), *re.findall(   # of older versions
+                    r"CREATE (?:VIRTUAL )?(TABLE|TRIGGER|INDEX) (\w+)", _INDEX_SCHEMA)]:
+                conn.execute(f"DROP {kind} IF EXISTS {name}")
+            for statement in _INDEX_SCHEMA.split(";;"):
+                conn.execute(statement)
+            refresh(conn)
     return conn
 
 
@@ -839,7 +844,6 @@ def _dead(conn: sqlite3.Connection) -> list[tuple[str, str]]:
 
 
 _LAST = "max(ifnull(heartbeat_at, timestamp), timestamp)"
-_SYSTEM = "metric_name >= 'system/' AND metric_name < 'system0'"
 
 
 def close_dead(conn: sqlite3.Connection, run_id: str, words: str, part: str | None = None) -> None:
@@ -896,17 +900,10 @@ def open_store(path: str) -> sqlite3.Connection:
 
 def prepare(conn: sqlite3.Connection) -> sqlite3.Connection:
     """Give a connection what queries need: text that is no UTF-8, and non-ASCII case folding."""
-    conn.text_factory = _lenient_text
-    conn.create_function("folded_in", 2, _folded_in, deterministic=True)
+    conn.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    conn.create_function("folded_in", 2, deterministic=True,
+                         func=lambda part, text: part.casefold() in str(text).casefold())
     return conn
-
-
-def _lenient_text(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")
-
-
-def _folded_in(part: str, text: Any) -> bool:
-    return part.casefold() in str(text).casefold()
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
@@ -945,26 +942,18 @@ def _no_run(conn: sqlite3.Connection, run_id: str, is_trash: bool) -> NotFound:
     if is_trash:
         return NotFound(f"there is no run {shown!r} in the trash")
     if conn.execute("SELECT 1 FROM runs WHERE run_id = ?", (run_id,)).fetchone():
-        return NotFound(
-            f"the run {shown!r} is in the trash: `ailab restore {shown}` brings it back")
+        return NotFound(f"the run {shown!r} is in the trash: "
+                        f"`ailab restore {shown}` brings it back")
     if len(run_id) < MIN_PREFIX:
-        return NotFound(
-            f"there is no run {shown!r} in this lab: give its id, or at least the first "
-            f"{MIN_PREFIX} characters of it")
+        return NotFound(f"there is no run {shown!r} in this lab: give its id, or at least the "
+                        f"first {MIN_PREFIX} characters of it")
     return NotFound(f"there is no run {shown!r} in this lab: `ailab runs` lists what there is")
 
 
 def list_runs(conn: sqlite3.Connection, query: RunQuery, *, limit: int,
               offset: int = 0) -> list[dict]:
     """List runs as RunSummary dicts in the query's order, those without what it sorts by last."""
-    rows = _page(conn, query, ", ".join(f"r.{name}" for name in (*SUMMARY_COLUMNS, "params_json")),
-                 limit, offset)
-    return _summaries(conn, rows)
-
-
-def _page(conn: sqlite3.Connection, query: RunQuery, columns: str, limit: int,
-          offset: int) -> list[tuple]:
-    ranked, rest, count = page_statements(query, columns)
+    ranked, rest, count = page_statements(query)
     bound = {**query.bound, "limit": limit, "offset": offset}
     rows = conn.execute(ranked, bound).fetchall()
     if len(rows) < limit:
@@ -973,7 +962,7 @@ def _page(conn: sqlite3.Connection, query: RunQuery, columns: str, limit: int,
             n_ranked = conn.execute(count, bound).fetchone()[0]
         bound.update(limit=limit - len(rows), offset=max(0, offset - n_ranked))
         rows += conn.execute(rest, bound).fetchall()
-    return rows
+    return _summaries(conn, rows, bound)
 
 
 def count_runs(conn: sqlite3.Connection, query: RunQuery) -> int:
@@ -982,13 +971,19 @@ def count_runs(conn: sqlite3.Connection, query: RunQuery) -> int:
                         query.bound).fetchone()[0]
 
 
-def _summaries(conn: sqlite3.Connection, rows: list[tuple]) -> list[dict]:
-    """Make RunSummary dicts of rows of SUMMARY_COLUMNS and params_json; one query for metrics."""
+def _summaries(conn: sqlite3.Connection, rows: list[tuple],
+               bound: dict | None = None) -> list[dict]:
+    """Make RunSummary dicts of rows of SUMMARY_COLUMNS and params_json; one query for metrics.
+
+    System metrics are left out but for those that the query, which has `bound`, is about.
+    """
+    named = [(bound or {}).get(key) for key in ("metric_name", "sort_name")]
     finals: dict[str, dict] = {row[0]: {} for row in rows}
     epochs: dict[str, int] = {}
     for run_id, name, value, epoch in conn.execute(
             "SELECT run_id, metric_name, value, last_epoch FROM metric_summary "
-            f"WHERE run_id IN ({', '.join('?' * len(finals))})", list(finals)):
+            f"WHERE run_id IN ({', '.join('?' * len(finals))}) AND (NOT {_SYSTEM} OR "
+            "metric_name IN (?, ?))", [*finals, *named]):
         finals[run_id][name] = number(value)
         if epoch.__class__ is int and epoch > epochs.get(run_id, -1):
             epochs[run_id] = epoch
@@ -1024,6 +1019,24 @@ def get_run(conn: sqlite3.Connection, run_id: str) -> dict:
         "SELECT run_id FROM runs WHERE parent_run_id = ? AND deleted_at IS NULL "
         "ORDER BY timestamp, run_id", (run_id,))]
     return run
+
+
+_MACHINE = (                             # what a run's system metrics come down to
+    (r"process_memory_gib", "peak memory {peak:.1f} GiB"),
+    (r"memory_percent", "the machine's {peak:.0f} % full"),
+    (r"process_cpu_percent", "mean CPU {mean:.0f} % of a core"),
+    (r"gpu\.(\d+)\.utilization_percent", "mean GPU {0} {mean:.0f} %"),
+    (r"gpu\.(\d+)\.memory_gib", "peak memory of GPU {0} {peak:.1f} GiB"))
+
+
+def machine_use(conn: sqlite3.Connection, run_id: str) -> str:
+    """Say in a line how a run used its machine; "" where no system metrics were logged."""
+    rows = conn.execute(
+        "SELECT metric_name, avg(metric_value), max(metric_value) FROM run_metrics "
+        f"WHERE run_id = ? AND {_SYSTEM} GROUP BY metric_name", (run_id,)).fetchall()
+    return ", ".join(text.format(*found.groups(), mean=mean, peak=peak)
+                     for pattern, text in _MACHINE for name, mean, peak in rows
+                     if (found := re.fullmatch("system/" + pattern, name)) and mean is not None)
 
 
 _DETAIL_COLUMNS = ("pid", "cwd", "error", "received_from", "device_info", "git_diff", "pip_freeze",
@@ -1077,8 +1090,7 @@ def _artifact_file(cwd: str | None, url: str, index: int, path: str) -> dict:
         size = os.path.getsize(full) if os.path.isabs(full) and os.path.isfile(full) else None
     kind = KIND_OF.get(os.path.splitext(path)[1][1:].lower(), "file")
     return {"index": index, "path": path, "kind": kind, "size_bytes": size,
-            "exists": size is not None,
-            "url": f"{url}/artifacts/{index}"}
+            "exists": size is not None, "url": f"{url}/artifacts/{index}"}
 
 
 def run_metrics(conn: sqlite3.Connection, run_ids: list[str], given: dict[str, Any]) -> dict:
@@ -1092,7 +1104,8 @@ def run_metrics(conn: sqlite3.Connection, run_ids: list[str], given: dict[str, A
         f"SELECT run_id, metric_name, n_points FROM metric_summary WHERE run_id IN ({marks}) "
         "AND n_points > 0 ORDER BY metric_name", ids)}
     wanted = [(run_id, name) for run_id in ids for name in dict.fromkeys(
-        given["names"] or [name for owner, name in logged if owner == run_id])]
+        given["names"] or [name for owner, name in logged
+                           if owner == run_id and not name.startswith("system/")])]
     select, bound = _points_statement(conn, ids, given)
     found = {(row[0], row[1]): row[2:] for row in conn.execute(
         "SELECT run_id, metric_name, count(*), max(id) "
@@ -1116,7 +1129,8 @@ def _points_statement(conn: sqlite3.Connection, ids: list[str],
     bound |= {f"n{n}": name for n, name in enumerate(names)}
     # All text is less than the empty blob: names of plain SQL that are no text stay out.
     where = f"run_id IN ({', '.join(f':i{n}' for n in range(len(ids)))}) AND metric_name " + (
-        f"IN ({', '.join(f':n{n}' for n in range(len(names)))})" if names else "< x''")
+        f"IN ({', '.join(f':n{n}' for n in range(len(names)))})" if names
+        else f"< x'' AND NOT {_SYSTEM}")
     bound |= {"since": given["since"]} if given["since"] else {}
     later = " AND id > :since" if given["since"] else ""
     if given["x"] == "time":
@@ -1153,8 +1167,7 @@ def _curve(points: Any, key: tuple, n_points: int, cursor: int, n_before: int,
         n_nonfinite += len(odd)
         marked += odd[:MAX_MARKED - len(marked)]
     return {"run_id": key[0], "metric_name": key[1], "n_points": n_points, "cursor": cursor,
-            **columns,
-            "nonfinite": marked, "n_nonfinite": n_nonfinite}
+            **columns, "nonfinite": marked, "n_nonfinite": n_nonfinite}
 
 
 def _add_bucket(columns: dict[str, list], bucket: list[tuple], n_before: int) -> list[dict]:
@@ -1215,8 +1228,7 @@ def compare_runs(conn: sqlite3.Connection, run_ids: list[str]) -> dict:
                              if len({_typed(flat, name) for flat in params}) > 1],
         "best": {name: found for name, found in best.items() if found},
         "differing_packages": {
-            name: {run_id: versions.get(name) for run_id,
-                   versions in zip(ids, packages, strict=True)}
+            name: {run_id: held.get(name) for run_id, held in zip(ids, packages, strict=True)}
             for name in sorted({name for versions in packages for name in versions}, key=str.lower)
             if len({versions.get(name) for versions in packages}) > 1}}
 
@@ -1254,17 +1266,16 @@ def leaderboard(conn: sqlite3.Connection, given: dict[str, Any]) -> list[dict]:
     is_ascending = given["order"] == "asc" or (given["order"] == "best" and way == "minimize")
     query = run_query({**given, "sort": f"metrics.{name}",
                        "order": "asc" if is_ascending else "desc"})
-    columns = ", ".join(f"r.{column}" for column in (*SUMMARY_COLUMNS, "params_json"))
-    rows = conn.execute(page_statements(query, columns)[0],
+    rows = conn.execute(page_statements(query)[0],
                         {**query.bound, "limit": given["top_k"], "offset": 0}).fetchall()
     if not rows:
         _check_metric(conn, name)
     return [{**run, "rank": rank, "metric_name": name, "metric_value": run["final_metrics"][name],
-             "direction": way} for rank, run in enumerate(_summaries(conn, rows), 1)]
+             "direction": way} for rank, run in enumerate(_summaries(conn, rows, query.bound), 1)]
 
 
 def _check_metric(conn: sqlite3.Connection, metric_name: str) -> None:
-    names = [metric["metric_name"] for metric in list_metrics(conn)]
+    names = [metric["metric_name"] for metric in list_metrics(conn, "true")]
     if metric_name in names:
         return
     import difflib
@@ -1311,12 +1322,12 @@ def list_experiments(conn: sqlite3.Connection) -> list[dict]:
 _IN_TRASH = "SELECT run_id FROM runs WHERE deleted_at IS NOT NULL"
 
 
-def list_metrics(conn: sqlite3.Connection) -> list[dict]:
+def list_metrics(conn: sqlite3.Connection, which: str = f"NOT {_SYSTEM}") -> list[dict]:
     """List metrics as MetricInfo dicts, most runs first."""
     return [{"metric_name": name, "n_runs": n_runs, "direction": direction(name)}
             for name, n_runs in conn.execute(
                 "SELECT metric_name, count(*) FROM metric_summary WHERE run_id IN "
-                f"(SELECT run_id FROM runs) AND run_id NOT IN ({_IN_TRASH}) "
+                f"(SELECT run_id FROM runs) AND run_id NOT IN ({_IN_TRASH}) AND {which} "
                 "GROUP BY metric_name ORDER BY 2 DESC, 1")]
 
 
@@ -1353,9 +1364,8 @@ def open_artifact(conn: sqlite3.Connection, run_id: str, index: int, db_path: st
     cwd, text, sender = conn.execute("SELECT cwd, artifacts_json, received_from FROM runs "
                                      "WHERE run_id = ?", (run_id,)).fetchone()
     paths = [] if sender else [str(path) for path in load_json(text, [])]
-    refusal = NotFound(
-        f"the run has no artifact {index} that can be downloaded: it is missing, or lies "
-        "outside the run's working directory and AILAB_ARTIFACT_ROOTS")
+    refusal = NotFound(f"the run has no artifact {index} that can be downloaded: it is missing, or "
+                       "lies outside the run's working directory and AILAB_ARTIFACT_ROOTS")
     if not 0 <= index < len(paths):
         raise refusal
     try:
@@ -1557,15 +1567,12 @@ def page_of_runs(request: Request) -> Reply:
     query, given = run_query(request.given), request.given
     runs = list_runs(request.conn, query, limit=given["limit"], offset=given["offset"])
     total = count_runs(request.conn, query)
-    links = [(rel, offset) for rel, offset in (
-        ("first", 0), ("prev",
-                       max(0, given["offset"] - given["limit"]) if given["offset"] else None),
-        ("next",
-         given["offset"] + given["limit"] if given["offset"] + given["limit"] < total else None))
-        if offset is not None]
+    at, limit = given["offset"], given["limit"]
+    links = [("first", 0), *([("prev", max(0, at - limit))] if at else []),
+             *([("next", at + limit)] if at + limit < total else [])]
     kept = [pair for pair in request.pairs if pair[0] != "offset"]
-    link = ", ".join(f'</runs?{urlencode([*kept, ("offset", offset)])}>; rel="{rel}"' for rel,
-                     offset in links)
+    link = ", ".join(f'</runs?{urlencode([*kept, ("offset", offset)])}>; rel="{rel}"'
+                     for rel, offset in links)
     return Reply(encode(runs), headers=(("X-Total-Count", str(total)), ("Link", link)))
 
 
@@ -1666,13 +1673,6 @@ PAGES = (
     Route("GET", "/", "The dashboard", lambda r: static_file("index.html"), needs=""),
     Route("GET", "/static/{path}", "A file of the dashboard",
           lambda r: static_file(r.given["path"]), needs=""))
-STATUS_TEXT = {
-    200: "OK", 303: "See Other", 304: "Not Modified", 400: "Bad Request", 401: "Unauthorized",
-    403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 409: "Conflict",
-    413: "Content Too Large", 414: "URI Too Long", 415: "Unsupported Media Type",
-    422: "Unprocessable Content", 431: "Request Header Fields Too Large",
-               500: "Internal Server Error",
-    503: "Service Unavailable"}
 
 
 def match_route(method: str, path: str) -> tuple[Route, dict[str, str]]:
@@ -1740,18 +1740,17 @@ def _operation(route: Route) -> dict:
         schema = {"type": "array", "items": schema}
     content = {"application/json": {"schema": schema}} if route.answer else {"*/*": {}}
     problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    statuses = [400, 401, 403, 405, 413, 414, 431, 503] + ([415, 422] if route.body else [422])
-    statuses += [404, 409] if "run_id" in names or route.body is bytes else [404]
+    statuses = [400, 401, 403, 404, 405, 413, 414, 422, 431, 503] + [415] * bool(route.body)
+    statuses += [409] * ("run_id" in names or route.body is bytes or "ids" in str(route.params))
     operation: dict[str, Any] = {
         "operationId": "_".join([route.method.lower(), *re.findall(r"\w+", route.path)]),
-                                 "summary": route.summary,
+        "summary": route.summary,
         "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
                        for name in names] + [_parameter(param) for param in route.params],
         "responses": {"200": {"description": route.summary, "content": content},
                       "304": {"description": "Not changed since the ETag in If-None-Match"},
-                      **{str(status): {"description": STATUS_TEXT[status], "content": problem}
-                         for status in sorted({*statuses,
-                                               *([409] if "ids" in str(route.params) else [])})}}}
+                      **{str(status): {"description": HTTPStatus(status).phrase, "content": problem}
+                         for status in sorted(statuses)}}}
     if route.body:
         shape = ({"type": "string"} if route.body is bytes
                  else {"$ref": f"#/components/schemas/{route.body.__name__}"})
@@ -1816,6 +1815,7 @@ def inflated(body: bytes, encoding: str) -> bytes:
 
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_TAKES_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
 _ONCE = frozenset({"host", "content-length", "content-type", "origin", "authorization"})
 _SAFE = (("X-Content-Type-Options", "nosniff"), ("Cross-Origin-Resource-Policy", "same-origin"),
          ("Referrer-Policy", "no-referrer"))
@@ -1929,9 +1929,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             return parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=500)
         except ValueError:               # UnicodeDecodeError is one
-            raise BadQuery(
-                "the query is not UTF-8, or has more than 500 parameters: percent-encode "
-                "UTF-8 text") from None
+            raise BadQuery("the query is not UTF-8, or has more than 500 parameters: "
+                           "percent-encode UTF-8 text") from None
 
     def body_length(self) -> int:
         """Read how long the body is."""
@@ -1971,8 +1970,8 @@ class Handler(BaseHTTPRequestHandler):
         origin, site = fields.get("origin"), fields.get("sec-fetch-site")
         own = (f"http://{host.lower()}", f"https://{host.lower()}")
         if origin is not None and origin.lower() not in own:
-            raise LabError(
-                f"requests from {origin[:80]!r} are not accepted: open the lab's own page", 403)
+            raise LabError(f"requests from {origin[:80]!r} are not accepted: open the lab's own "
+                           "page", 403)
         is_link = self.command in ("GET", "HEAD") and fields.get("sec-fetch-mode") == "navigate"
         if site not in (None, "same-origin", "none") and not is_link:
             raise LabError("requests from other sites are not accepted: open the lab's own page",
@@ -1996,9 +1995,8 @@ class Handler(BaseHTTPRequestHandler):
                 ("Location", "/" + path.lstrip("/") + rest),     # never //another.host
                 ("Set-Cookie", f"{cookie}={quote(token, safe='')}; Path=/; HttpOnly; "
                                "SameSite=Strict")))
-        raise LabError(
-            "this lab asks for its token: open the address that `ailab serve` printed, or send "
-            "Authorization: Bearer TOKEN", 401, **{"WWW-Authenticate": "Bearer"})
+        raise LabError("this lab asks for its token: open the address that `ailab serve` printed, "
+                       "or send Authorization: Bearer TOKEN", 401, **{"WWW-Authenticate": "Bearer"})
 
     def parse_body(self, model: Any, body: bytes) -> Any:
         kind = self.fields.get("content-type", "").partition(";")[0].strip().lower()
@@ -2042,14 +2040,16 @@ class Handler(BaseHTTPRequestHandler):
                 status, body = 304, b""
         elif status != 200 or is_json:
             headers.append(("Cache-Control", "no-store"))
-        if len(body) > GZIP_FROM_BYTES and _takes_gzip(self.fields.get("accept-encoding", "")):
+        accepted = self.fields.get("accept-encoding", "")
+        if len(body) > GZIP_FROM_BYTES and _TAKES_GZIP.search(accepted):
             packer = zlib.compressobj(3, zlib.DEFLATED, 31)
             body = packer.compress(body) + packer.flush()
             headers.append(("Content-Encoding", "gzip"))
         if is_json:
             headers.append(_API_POLICY)
         size = len(body) if reply.file is None else os.fstat(reply.file.fileno()).st_size
-        head = [f"HTTP/1.1 {status} {STATUS_TEXT[status]}", f"Date: {_http_date(int(time.time()))}"]
+        head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+                f"Date: {self.date_time_string()}"]
         if status != 304:
             head += [f"Content-Type: {reply.content_type}", f"Content-Length: {size}"]
         head += [f"{name}: {value}" for name, value in (*_SAFE, *headers) if value]
@@ -2080,16 +2080,6 @@ class Handler(BaseHTTPRequestHandler):
 
 def _is_same(offered: str, token: str) -> bool:
     return hmac.compare_digest(offered.encode(), token.encode())     # in constant time
-
-
-def _takes_gzip(accepted: str) -> bool:
-    return re.search(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", accepted) is not None
-
-
-@functools.lru_cache(maxsize=4)
-def _http_date(seconds: int) -> str:
-    from email.utils import formatdate
-    return formatdate(seconds, usegmt=True)
 
 
 class LabServer(ThreadingHTTPServer):
@@ -2198,9 +2188,8 @@ def make_server(db_path: str, host: str = "127.0.0.1", port: int = 0, *, token: 
         open_lab(path, timeout_s=READ_WAIT_S).close()
     server = LabServer((host, port), Store(path),
                        project or lab_logger.setting("PROJECT_NAME", "ai-lab")[0], token)
-    server.artifact_roots = list(filter(None,
-                                        lab_logger.setting(
-                                            "AILAB_ARTIFACT_ROOTS")[0].split(os.pathsep)))
+    roots = lab_logger.setting("AILAB_ARTIFACT_ROOTS")[0]
+    server.artifact_roots = list(filter(None, roots.split(os.pathsep)))
     server.is_verbose = is_verbose
     return server
 
@@ -2210,7 +2199,7 @@ def make_server(db_path: str, host: str = "127.0.0.1", port: int = 0, *, token: 
 STATIC_TYPES = {
     "html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8",
     "css": "text/css; charset=utf-8", "svg": "image/svg+xml", "png": "image/png",
-                "ico": "image/x-icon"}
+    "ico": "image/x-icon"}
 _PAGE_POLICY = ("Content-Security-Policy",
                 "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; "
                 "form-action 'self'; frame-ancestors 'none'; object-src 'none'")
@@ -2239,9 +2228,8 @@ def static_file(name: str) -> Reply:
 
 # --- Command line -------------------------------------------------------------
 
-COLOURS = {"running": "36", "finished": "32", "failed": "31", "killed": "33", "ok": "32",
-           "warn": "33",
-           "fail": "31"}
+COLOURS = {"running": "36", "finished": "32", "failed": "31", "killed": "33",
+           "ok": "32", "warn": "33", "fail": "31"}
 
 
 def clean(value: Any) -> str:
@@ -2268,8 +2256,7 @@ def print_table(heads: list[str], rows: list[list[Any]]) -> None:
     import shutil
     cells = [[clean(head) for head in heads], *([cell(value) for value in row] for row in rows)]
     is_number = [all(isinstance(row[i], (int, float, type(None))) or row[i] == "NaN"
-                     for row in rows)
-                 for i in range(len(heads))]
+                     for row in rows) for i in range(len(heads))]
     room = shutil.get_terminal_size((120, 24)).columns
     widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
     while sum(widths) + 2 * (len(widths) - 1) > room:
@@ -2319,12 +2306,13 @@ def print_runs(runs: list[dict], lead: tuple[str, ...] = ()) -> None:
     counted = Counter(name for run in runs for name in run["final_metrics"])
     shown = {run.get("metric_name") for run in runs}
     names = [name for name, _ in counted.most_common(3) if name not in shown]
-    print_table(
-        ["run", *lead, "started", "status", "experiment", "model", *names, "note"],
-        [[short(run["run_id"], runs), *(run[key] for key in lead),
-          (run["timestamp"] or "")[:16].replace("T", " "),
-          run["status"], run["experiment_name"], run["model_name"],
-          *(run["final_metrics"].get(name) for name in names), run["note"]] for run in runs])
+    why = [run["end_reason"] if run["status"] in ("failed", "killed") else None for run in runs]
+    print_table(["run", *lead, "started", "status", "experiment", "model", *names,
+                 *["why"] * any(why), "note"], [
+        [short(run["run_id"], runs), *(run[key] for key in lead),
+         (run["timestamp"] or "")[:16].replace("T", " "), run["status"], run["experiment_name"],
+         run["model_name"], *(run["final_metrics"].get(name) for name in names),
+         *[reason] * any(why), run["note"]] for run, reason in zip(runs, why, strict=True)])
 
 
 def cmd_runs(args: argparse.Namespace) -> int:
@@ -2352,21 +2340,23 @@ def cmd_show(args: argparse.Namespace) -> int:
     """Show one run: params, metrics, artifacts, note, how it ended."""
     with contextlib.closing(open_store(args.db)) as conn:
         run = get_run(conn, args.run)
+        run_id, machine = clean(run["run_id"]), machine_use(conn, run["run_id"])
     if args.json:
         print_json(run)
         return 0
-    ending = (run["error"] or "").strip().rpartition("\n")[2]
-    print(painted(clean(run["run_id"]), "1"))
-    state = painted(clean(run["status"]),
-                    COLOURS.get(run["status"])) + (f" ({clean(ending)})" if ending else "")
+    error = (run["error"] or "").rstrip().splitlines()
     took = None if run["duration_s"] is None else f"{run['duration_s']:.1f} s"
-    for name, text in (("status", state), *((name, run[name] and clean(run[name])) for name in (
-            "note", "experiment_name", "model_name", "task_name", "dataset_id", "timestamp")),
-                       ("duration", took),
-            *((name, run[name] and clean(run[name]))
-              for name in ("hostname", "cwd", "command", "git_hash"))):
+    resumed = [f"{told['at']} on {told['hostname']}" for told in run["resumptions"]]
+    print(painted(run_id, "1"))
+    for name, text in {
+            "status": run["status"], "end_reason": run["end_reason"] or "".join(error[-1:]),
+            **{name: run[name] for name in ("note", "experiment_name", "model_name", "task_name",
+                                            "dataset_id", "timestamp")},
+            "duration": took, "resumed": ", ".join(resumed), "machine": machine,
+            **{name: run[name] for name in ("hostname", "received_from", "cwd", "command",
+                                            "git_hash")}}.items():
         if text:
-            print(f"  {name:<16} {text}")
+            print(f"  {name:<16} {painted(clean(text), COLOURS.get(text))}")
     print("params")
     for name, value in flatten(run["params"]).items():
         text = value if isinstance(value, str) else encode(value).decode()
@@ -2374,11 +2364,13 @@ def cmd_show(args: argparse.Namespace) -> int:
     print("metrics")
     print_table(["", "final", "best", "at epoch", "points"], [
         [metric["metric_name"], metric["value"], *best_point(metric), metric["n_points"]]
-        for metric in run["metrics"]])
+        for metric in run["metrics"] if not metric["metric_name"].startswith("system/")])
     print("artifacts")
     for file in run["artifact_files"]:
         size = f"{file['size_bytes']:,} bytes" if file["exists"] else "missing"
         print(f"  {clean(file['path'])} ({size})")
+    for line in ["traceback"] * bool(error) + error:
+        print(clean(line))
     return 0
 
 
@@ -2398,7 +2390,7 @@ def cmd_compare(args: argparse.Namespace) -> int:
         print_json(found)
         return 0
     runs = found["runs"]
-    rows: list[list[Any]] = []
+    rows: list[list[Any]] = [["ended", *(run["end_reason"] or run["status"] for run in runs)]]
     for name in found["metric_keys"]:
         best = found["best"].get(name, {}).get("run_ids", ())
         rows.append([name, *(cell(run["final_metrics"].get(name)) + " *" * (run["run_id"] in best)
@@ -2509,14 +2501,14 @@ def _setting(key: str, flag: Any, default: str, check: Callable[[str], Any] = st
     text, source = lab_logger.setting(key, default)
     try:
         return check(text)
-    except ValueError as error:
-        raise LabError(f"{key}={text!r} in {source} is not accepted: {error}") from None
+    except argparse.ArgumentTypeError as error:
+        raise LabError(f"{key} in {source}: {error}") from None
 
 
 def port_number(text: str) -> int:
     """Read a port; 0 lets the system choose."""
     if not re.fullmatch(r"\d{1,5}", text, re.ASCII) or int(text) > 65_535:
-        raise ValueError("give a port from 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: give a port, 0 to 65535")
     return int(text)
 
 
@@ -2576,20 +2568,18 @@ def cmd_demo(args: argparse.Namespace) -> int:
             n_runs = count_runs(conn, run_query({"status": "finished"}))
     if n_runs < 9:
         if not os.path.exists(sweep):
-            raise LabError(
-                "the demo needs the examples folder, which an installed AI-Lab does not bring: "
-                "run `python ailab.py demo` in a clone of the project")
+            raise LabError("the demo needs the examples folder, which an installed AI-Lab does not "
+                           "bring: run `python ailab.py demo` in a clone of the project")
         if missing := [name for name in ("sklearn", "joblib")
                        if importlib.util.find_spec(name) is None]:
-            raise LabError(
-                f"the demo trains with packages that are missing ({', '.join(missing)}): "
-                "pip install -e '.[examples]'")
+            raise LabError("the demo trains with packages that are missing "
+                           f"({', '.join(missing)}): pip install -e '.[examples]'")
         done = subprocess.run(           # from its clone, so that its artifacts can be downloaded
             [sys.executable, sweep], check=False, cwd=os.path.dirname(os.path.abspath(__file__)),
             env={**os.environ, "DB_PATH": args.db})
         if done.returncode:
-            raise LabError(
-                f"the sweep ended with exit code {done.returncode}; {args.db} has its runs")
+            raise LabError(f"the sweep ended with exit code {done.returncode}; {args.db} has its "
+                           "runs")
     args.questions = DEMO_QUESTIONS
     return cmd_serve(args)
 
@@ -2670,7 +2660,7 @@ Found = Iterator[tuple[bool | None, str]]       # True ok, None warn, False fail
 def cmd_doctor(args: argparse.Namespace) -> int:
     """Check Python, SQLite, the lab, disk, the assistant and the port; a line each."""
     code = 0
-    for check in (check_python, check_store, check_disk, check_assistant, check_port):
+    for check in (check_python, check_store, check_outbox, check_disk, check_assistant, check_port):
         for verdict, text in check(args.db):
             level = {True: "ok", None: "warn", False: "fail"}[verdict]
             code = 1 if verdict is False else code
@@ -2698,6 +2688,8 @@ def check_store(db_path: str) -> Found:
     if not os.path.exists(db_path) and not waiting:
         yield None, f"no lab at {db_path} yet: the first run makes it"
         return
+    if waiting:
+        yield True, f"{described(waiting)} were not wholly in the lab"
     try:
         with contextlib.closing(open_lab(db_path, timeout_s=WRITE_WAIT_S)) as conn:
             problems = take_in(conn, db_path)
@@ -2713,7 +2705,27 @@ def check_store(db_path: str) -> Found:
     else:
         yield from ((False, problem) for problem in problems)
         left = len(lab_logger.pending(db_path))
-        yield True, f"{len(waiting) - left} journals of ended runs taken in, {left} still in use"
+        yield True, (f"{len(waiting) - left} journals of ended runs taken in, "
+                     f"{left - len(problems)} still in use")
+
+
+def described(journals: list[dict]) -> str:
+    """Say how many journals these are of lab_logger.pending(), of what size and age."""
+    n_runs = len({journal["run_id"] for journal in journals})
+    text = (f"{len(journals)} journals of {n_runs} runs, "
+            f"{sum(journal['bytes'] for journal in journals):,} bytes")
+    with contextlib.suppress(OSError):            # it has just been taken in
+        minutes = (time.time() - os.stat(journals[0]["path"]).st_mtime) / 60
+        text += f", the oldest last written {minutes:,.0f} minutes ago,"
+    return text
+
+
+def check_outbox(db_path: str) -> Found:
+    """Check what waits to be sent to the server that AILAB_URL names."""
+    if url := lab_logger.lab_url():
+        waiting = lab_logger.pending(url)
+        yield (None, f"{described(waiting)} wait to be sent to {url}: run `python lab_logger.py "
+                     "sync`") if waiting else (True, f"nothing waits to be sent to {url}")
 
 
 def check_disk(db_path: str) -> Found:
@@ -2761,18 +2773,10 @@ def check_port(db_path: str) -> Found:
         yield True, f"port {port} is free"
 
 
-def port_flag(text: str) -> int:
-    """Read --port for argparse."""
-    try:
-        return port_number(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: {error}") from None
-
-
 _RUN = {"help": "a run id, or the beginning of one"}
 _SERVER_FLAGS = (
     ("--host", {"help": "address to bind (AILAB_HOST, else 127.0.0.1); others need the token"}),
-    ("--port", {"type": port_flag, "help": "port (AILAB_PORT, else 8000); 0 takes a free one"}),
+    ("--port", {"type": port_number, "help": "port (AILAB_PORT, else 8000); 0 takes a free one"}),
     ("--token",
      {"nargs": "?", "const": "", "help": "ask for this token, or for a new one (AILAB_TOKEN)"}),
     ("--verbose", {"action": "store_true", "help": "log each request"}),
@@ -2793,8 +2797,7 @@ VERBS: tuple[tuple[Callable, str, tuple, tuple[Param, ...]], ...] = (   # with e
     (cmd_restore, "restore 54e5f6a7", (("runs", {"nargs": "+", **_RUN}),), ()),
     (cmd_ask, "ask 'Which run has the highest accuracy?'",
      (("question", {"nargs": "?", "help": "in plain words"}),
-      ("--smoke",
-       {"action": "store_true", "help": "ask four standard questions"})), ()),
+      ("--smoke", {"action": "store_true", "help": "ask four standard questions"})), ()),
     (cmd_doctor, "doctor", (), ()))
 
 
@@ -2807,16 +2810,14 @@ def build_parser() -> argparse.ArgumentParser:
     for function, example, arguments, params in VERBS:
         about = (function.__doc__ or "").splitlines()[0]
         verb = verbs.add_parser(function.__name__.removeprefix("cmd_"), help=about,
-                                description=about,
-                                epilog=f"example: ailab {example}")
+                                description=about, epilog=f"example: ailab {example}")
         verb.set_defaults(run_verb=function, parser=verb)
         for name, options in arguments:
             verb.add_argument(name, **options)
         for param in params:
             names = dict.fromkeys((f"--{param.name.replace('_', '-')}", f"--{param.name}"))
             verb.add_argument(*names, dest=param.name, metavar=param.kind.upper(),
-                              help=param.description,
-                              nargs="+" if param.max_times > 1 else None)
+                              help=param.description, nargs="+" if param.max_times > 1 else None)
         verb.add_argument("--db", metavar="FILE",
                           help="the lab's database (DB_PATH, else ~/.ai-lab/lab.db)")
         if function not in (cmd_serve, cmd_demo, cmd_restore, cmd_doctor):

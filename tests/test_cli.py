@@ -6,11 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, insert_points, insert_run, started
 
 import ailab
 import lab_logger
@@ -110,6 +111,60 @@ def test_show_prints_params_metrics_and_note(cli):
 
 def test_show_of_a_failed_run_prints_its_traceback(cli):
     assert "ValueError: learning rate too large" in cli("show", "a9d0e1f2")[1]
+
+
+LOST = "lost: no sign of life from far for 300 s, last 2026-11-20 12:00:03 UTC"
+
+
+def test_show_gives_the_reason_first_and_the_traceback_below(lab, cli):
+    reason = "failed: ValueError: learning rate too large; at train.py:12 in train"
+    lab.conn.execute("UPDATE runs SET end_reason = ? WHERE status = 'failed'", (reason,))
+    _, out, _ = cli("show", "a9d0e1f2")
+    lines = out.splitlines()
+    assert lines[2].split(maxsplit=1) == ["end_reason", reason]
+    assert lines[lines.index("traceback") + 1:] == [
+        "Traceback (most recent call last):", '  File "train.py", line 12, in train',
+        '    raise ValueError("learning rate too large")', "ValueError: learning rate too large"]
+    assert lines.index("traceback") > lines.index("metrics")
+
+
+def test_show_tells_of_resumptions_and_of_the_machine_that_sent_the_run(lab, cli):
+    insert_run(lab.conn, run_id="far-away", timestamp=started(12), received_from="10.0.0.7",
+               resumptions_json='{"0123abcd": {"at": "2026-11-20T12:00:03.000000Z", '
+                                '"hostname": "far"}}')
+    _, out, _ = cli("show", "far-away")
+    assert "  resumed          2026-11-20T12:00:03.000000Z on far\n" in out
+    assert "  received_from    10.0.0.7\n" in out
+
+
+def test_show_sums_the_machine_up_in_a_line(lab, cli):
+    insert_points(lab.conn, lab.ids["lr_01"], [(None, f"system/{name}", value) for name, value in (
+        ("process_memory_gib", 1.25), ("process_memory_gib", 3.5), ("memory_percent", 80.4),
+        ("process_cpu_percent", 100.0), ("process_cpu_percent", 300.0),
+        ("gpu.0.utilization_percent", 70.0), ("gpu.0.utilization_percent", 90.0),
+        ("gpu.0.memory_gib", 21.75), ("gpu.1.utilization_percent", 5.0), ("cpu_percent", 50.0))])
+    _, out, _ = cli("show", BEST)
+    assert ("  machine          peak memory 3.5 GiB, the machine's 80 % full, mean CPU 200 % of a "
+            "core, mean GPU 0 80 %, mean GPU 1 5 %, peak memory of GPU 0 21.8 GiB\n") in out
+    assert "system/" not in out
+    assert "machine" not in cli("show", "54e5f6a7-0006")[1]
+
+
+def test_runs_says_why_those_ended_that_did_not_end_well(lab, cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "240")
+    assert "why" not in cli("runs")[1]
+    lab.conn.execute("UPDATE runs SET end_reason = ? WHERE status = 'killed'", (LOST,))
+    lab.conn.execute("UPDATE runs SET end_reason = 'finished: the function returned' "
+                     "WHERE status = 'finished'")
+    _, out, _ = cli("runs")
+    assert "why" in out and LOST in out and "the function returned" not in out
+
+
+def test_compare_says_how_each_run_ended(lab, cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    lab.conn.execute("UPDATE runs SET end_reason = ? WHERE status = 'killed'", (LOST,))
+    ended = cli("compare", BEST, lab.ids["killed"])[1].splitlines()[1]
+    assert ended.split(maxsplit=2) == ["ended", "finished", LOST]
 
 
 def test_compare_names_what_differs(cli):
@@ -404,6 +459,60 @@ def test_doctor_takes_in_what_a_dead_process_left(lab, cli):
     assert lab.conn.execute("SELECT experiment_name, status FROM runs WHERE run_id = 'left-behind'"
                             ).fetchone() == ("left", "finished")
     assert lab_logger.pending(lab.db_path) == []
+
+
+def put_journals(folder, head, *names):
+    """Leave journals as processes that are gone leave them; the first is ten minutes old."""
+    os.makedirs(folder, exist_ok=True)
+    for name in names:
+        with open(os.path.join(folder, name + ".jsonl"), "w") as journal:
+            journal.write(json.dumps({"v": 2, **head, "t": 1_790_000_000.0, "set": {
+                "timestamp": "2026-11-05T00:00:00.000000Z", "status": "finished"}}) + "\n")
+    then = time.time() - 600
+    os.utime(os.path.join(folder, names[0] + ".jsonl"), (then, then))
+
+
+def test_doctor_tells_what_was_pending_before_it_takes_it_in(lab, cli):
+    put_journals(lab.db_path + ".journals", {"db": lab.db_path}, "run-a", "run-a.0123abcd", "run-b")
+    size = sum(journal["bytes"] for journal in lab_logger.pending(lab.db_path))
+    code, out, _ = cli("doctor")
+    assert code == 0
+    assert (f"3 journals of 2 runs, {size:,} bytes, the oldest last written 10 minutes ago, were "
+            "not wholly in the lab") in out
+    assert "3 journals of ended runs taken in, 0 still in use" in out
+    assert "were not wholly" not in cli("doctor")[1]
+
+
+def test_doctor_says_which_journal_could_not_be_taken_in_and_why(lab, cli):
+    folder = lab.db_path + ".journals"
+    put_journals(folder, {"db": lab.db_path}, "good")
+    put_journals(folder, {"db": lab.db_path, "v": 99}, "newer")
+    code, out, _ = cli("doctor")
+    assert code == 1
+    [fault] = [line for line in out.splitlines() if line.startswith("fail")]
+    assert "newer.jsonl" in fault and "update AI-Lab" in fault
+    assert "1 journals of ended runs taken in, 0 still in use" in out
+    assert os.path.exists(os.path.join(folder, "newer.jsonl"))
+
+
+def test_doctor_says_what_waits_for_another_machine_and_how_to_send_it(lab, cli, monkeypatch):
+    url = "http://127.0.0.1:1"
+    monkeypatch.setenv("AILAB_URL", url)
+    assert f"ok    nothing waits to be sent to {url}" in cli("doctor")[1]
+    put_journals(lab_logger.journal_dirs(url)[0], {"db": url}, "far-1", "far-2")
+    code, out, _ = cli("doctor")
+    assert code == 0
+    [line] = [line for line in out.splitlines() if line.startswith("warn") and url in line]
+    assert line.startswith("warn  2 journals of 2 runs, ")
+    assert line.endswith(f"wait to be sent to {url}: run `python lab_logger.py sync`")
+    monkeypatch.delenv("AILAB_URL")
+    assert "sync" not in cli("doctor")[1]
+
+
+def test_doctor_says_when_the_lab_lies_on_a_network_file_system(lab, cli, monkeypatch):
+    assert "the lab is on a local file system" in cli("doctor")[1]
+    monkeypatch.setattr(lab_logger, "network_filesystem", lambda *_: "nfs4")
+    assert "warn  the lab is on a network file system (nfs4)" in cli("doctor")[1]
 
 
 def test_doctor_of_a_broken_lab_says_so_and_fails(db_path, capsys):

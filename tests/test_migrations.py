@@ -223,6 +223,44 @@ def test_a_store_that_only_the_logger_has_opened_gets_its_summaries_from_the_ser
     conn.close()
 
 
+# --- A lab whose index another version made ---------------------------------------------
+
+OLD_INDEX = """
+DROP TABLE summarised;
+DROP TRIGGER run_metrics_replace;
+CREATE TRIGGER run_metrics_insert AFTER INSERT ON run_metrics BEGIN
+    INSERT INTO metric_summary (run_id, metric_name, value, n_points)
+    VALUES (NEW.run_id, NEW.metric_name, NEW.metric_value, 1)
+    ON CONFLICT (run_id, metric_name) DO UPDATE SET n_points = n_points + 1; END;
+"""
+
+
+@pytest.mark.parametrize("mode", ["rw", "ro"])
+def test_an_index_of_an_older_version_is_made_anew(lab, mode):
+    """Version 0.1 kept summaries by a trigger on every point: both together would count twice."""
+    wanted = shape(lab.db_path)
+    lab.conn.executescript(OLD_INDEX)
+    insert_points(lab.conn, lab.ids["lr_01"], [(6, "accuracy", 0.5)])
+    conn = ailab.open_lab(lab.db_path, mode)
+    assert shape(lab.db_path) == wanted
+    assert summary(conn, lab.ids["lr_01"], "accuracy")[2] == 6
+    insert_points(lab.conn, lab.ids["lr_01"], [(7, "accuracy", 0.5)])
+    with lab_logger.transaction(lab.conn):
+        ailab.refresh(lab.conn)
+    assert summary(conn, lab.ids["lr_01"], "accuracy")[2] == 7
+    assert conn.execute("SELECT count(*) FROM run_search WHERE run_search MATCH 'publish'"
+                        ).fetchone() == (1,)
+    conn.close()
+
+
+def test_a_lab_of_the_schema_before_gets_its_new_columns(lab):
+    lab.conn.executescript("".join(f"ALTER TABLE runs DROP COLUMN {name};" for name in (
+        "end_reason", "received_from", "resumptions_json")) + "PRAGMA user_version = 1;")
+    ailab.open_lab(lab.db_path, "ro").close()
+    run = ailab.get_run(lab.conn, lab.ids["lr_01"])
+    assert (run["end_reason"], run["received_from"], run["resumptions"]) == (None, None, [])
+
+
 # --- Other versions -----------------------------------------------------------------
 
 def test_a_store_when_opened_again_keeps_schema_and_rows(lab):

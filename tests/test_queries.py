@@ -123,6 +123,7 @@ def test_a_run_in_a_list_tells_all_that_the_table_shows(lab, answer):
     assert run == {
         "run_id": lab.ids["lr_01"], "timestamp": "2026-11-01T12:00:00.000000Z",
         "ended_at": "2026-11-01T12:00:12.000000Z", "duration_s": 12.0, "status": "finished",
+        "end_reason": None,
         "experiment_name": "iris_sweep", "model_name": "logistic_regression",
         "task_name": "classification", "dataset_id": "iris",
         "command": "python train.py --model logistic_regression --learning_rate 0.1",
@@ -583,6 +584,260 @@ def test_a_bad_curve_parameter_is_refused_by_name(lab, refusal, query):
     status, sentence = refusal("run_metrics", lab.ids["lr_01"], **query)
     assert status == 422
     assert next(iter(query)) in sentence
+
+
+# --- How a run ended ----------------------------------------------------------------------
+
+HERE, GONE = lab_logger.host_name(), 999_999_999            # no system has such a pid
+AT = "2026-11-20T12:00:03.000000Z"
+
+
+def begin(conn, run_id="ended", **columns):
+    insert_run(conn, **{"run_id": run_id, "timestamp": "2026-11-20T12:00:00.500000Z",
+                        "status": "running", "hostname": HERE, "pid": GONE, "heartbeat_at": AT,
+                        **columns})
+
+
+def memory(conn, run_id, percent, gib, at):
+    conn.executemany(
+        "INSERT INTO run_metrics (run_id, metric_name, metric_value, timestamp) "
+        "VALUES (?, ?, ?, ?)", [(run_id, "system/memory_percent", percent, at),
+                                (run_id, "system/memory_gib", gib, at)])
+
+
+def test_a_run_whose_process_is_gone_says_so_in_words(lab, answer):
+    begin(lab.conn)
+    ailab.take_in(lab.conn, lab.db_path)
+    run = answer("run", "ended")
+    assert (run["status"], run["ended_at"], run["duration_s"]) == ("killed", AT, 2.5)
+    assert run["end_reason"] == (f"killed without a word: process {GONE} on {HERE} is gone, "
+                                 "last sign of life 2026-11-20 12:00:03 UTC")
+    assert answer("list_runs", status="killed", limit=1)[0]["end_reason"] == run["end_reason"]
+
+
+def test_a_run_that_was_never_heard_of_ends_when_it_began(lab, answer):
+    begin(lab.conn, heartbeat_at=None)
+    ailab.take_in(lab.conn, lab.db_path)
+    assert answer("run", "ended")["end_reason"].endswith(
+        ", last sign of life 2026-11-20 12:00:00 UTC")
+
+
+def test_a_run_of_plain_sql_without_any_time_is_closed_all_the_same(lab, answer):
+    begin(lab.conn, heartbeat_at=None, timestamp=None)
+    ailab.take_in(lab.conn, lab.db_path)
+    run = answer("run", "ended")
+    assert (run["status"], run["ended_at"]) == ("killed", None)
+    assert run["end_reason"].endswith("is gone")
+
+
+def test_a_run_killed_with_its_memory_full_says_what_is_likely(lab, answer):
+    begin(lab.conn)
+    memory(lab.conn, "ended", 40.0, 6.24, "2026-11-20T12:00:03.000000Z")
+    memory(lab.conn, "ended", 97.4359, 15.2, "2026-11-20T11:59:59.000000Z")    # the last by id
+    ailab.take_in(lab.conn, lab.db_path)
+    assert answer("run", "ended")["end_reason"].endswith(
+        "12:00:03 UTC; likely out of memory: 15.2 of 15.6 GiB (97 %) were in use 4 s before")
+
+
+@pytest.mark.parametrize("percent, gib", [(89.9, 14.0), (None, 15.2), (97.0, None), ("x", 15.2),
+                                          (97.0, 0.0)])
+def test_a_run_killed_with_memory_left_says_nothing_of_memory(lab, answer, percent, gib):
+    begin(lab.conn)
+    memory(lab.conn, "ended", percent, gib, AT)
+    ailab.take_in(lab.conn, lab.db_path)
+    assert answer("run", "ended")["end_reason"].endswith("12:00:03 UTC")
+
+
+def test_a_run_of_another_machine_that_is_silent_is_lost(lab, answer):
+    begin(lab.conn, hostname="far")
+    begin(lab.conn, "alive", hostname="far", heartbeat_at=lab_logger.utc(time.time() - 60))
+    ailab.take_in(lab.conn, lab.db_path)
+    assert answer("run", "ended")["end_reason"] == (
+        "lost: no sign of life from far for 300 s, last 2026-11-20 12:00:03 UTC")
+    assert (answer("run", "alive")["status"], answer("run", "alive")["end_reason"]) == (
+        "running", None)
+
+
+def test_a_lost_run_that_is_heard_of_again_lives_and_has_no_reason_any_more(lab, answer):
+    begin(lab.conn, hostname="far")
+    ailab.take_in(lab.conn, lab.db_path)
+    assert answer("run", "ended")["status"] == "killed"
+    line = json.dumps({"t": time.time(), "e": 1, "m": {"loss": 0.5}}).encode() + b"\n"
+    lab_logger.take_lines(lab.conn, "ended", 0, line)
+    ailab.take_in(lab.conn, lab.db_path)
+    run = answer("run", "ended")
+    assert (run["status"], run["end_reason"], run["ended_at"], run["duration_s"]) == (
+        "running", None, None, None)
+
+
+def test_a_run_that_ended_by_itself_keeps_its_reason(lab, answer):
+    begin(lab.conn, status="failed", end_reason="failed: ValueError: bad rate; at a.py:1 in f")
+    ailab.take_in(lab.conn, lab.db_path)
+    assert answer("run", "ended")["end_reason"] == "failed: ValueError: bad rate; at a.py:1 in f"
+
+
+def test_a_run_tells_its_resumptions_oldest_first(lab, answer):
+    def told(hour, **more):
+        return {"at": f"2026-11-20T{hour}:00:00.000000Z", "hostname": "far", "pid": 7, **more}
+    insert_run(lab.conn, run_id="resumed", timestamp="2026-11-20T12:00:00.000000Z",
+               resumptions_json=json.dumps({
+                   "aaaaaaaa": told(14, command="b", params={"lr": 0.1}, offset=9, since_id=3),
+                   "bbbbbbbb": told(13), "cccccccc": "odd", "dddddddd": told(12)}))
+    nothing = {"command": None, "git_hash": None, "params": None}
+    assert answer("run", "resumed")["resumptions"] == [   # the last of the four is its beginning
+        {**told(13), **nothing},
+        {**told(14), **nothing, "command": "b", "params": {"lr": 0.1}}]
+    assert answer("run", lab.ids["lr_01"])["resumptions"] == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"a": 1}', '{"a": {"at": 5}}'])
+def test_odd_resumptions_of_plain_sql_never_break_a_run(lab, answer, text):
+    insert_run(lab.conn, run_id="resumed", resumptions_json=text)
+    assert answer("run", "resumed")["run_id"] == "resumed"
+
+
+# --- System metrics -----------------------------------------------------------------------
+
+CPU = "system/cpu_percent"
+
+
+@pytest.fixture
+def machine(lab):
+    """Three known runs with system metrics, as the logger samples them."""
+    for name, percent in (("lr_01", 90.0), ("svm_01", 20.0), ("failed", 50.0)):
+        lab.conn.executemany(
+            "INSERT INTO run_metrics (run_id, metric_name, metric_value, timestamp) VALUES "
+            "(?, ?, ?, ?)", [(lab.ids[name], CPU, percent - 10, AT), (lab.ids[name], CPU, percent,
+                                                                      AT)])
+    return lab
+
+
+def test_system_metrics_stay_out_of_lists_unless_they_are_named(machine, answer):
+    assert all(CPU not in run["final_metrics"] for run in answer("list_runs"))
+    for query in ({"metric_name": CPU}, {"sort": f"metrics.{CPU}", "limit": 3}):
+        runs = answer("list_runs", **query)
+        assert {names(machine, [run])[0]: run["final_metrics"][CPU] for run in runs} == {
+            "lr_01": 90.0, "svm_01": 20.0, "failed": 50.0}
+    assert names(machine, answer("list_runs", metric_name=CPU, metric_min=60)) == ["lr_01"]
+    assert names(machine, answer("list_runs", sort=f"metrics.{CPU}", order="asc", limit=3)) == [
+        "svm_01", "failed", "lr_01"]
+
+
+def test_system_metrics_rank_runs_when_they_are_named(machine, answer):
+    board = answer("leaderboard", metric_name=CPU)
+    assert [(row["rank"], row["metric_value"]) for row in board] == [(1, 90.0), (2, 50.0),
+                                                                     (3, 20.0)]
+    assert answer("leaderboard", metric_name=CPU, model_name="perceptron") == []
+
+
+def test_system_metrics_stay_out_of_other_leaderboards_and_of_the_vocabulary(machine, answer):
+    assert all(CPU not in row["final_metrics"]
+               for row in answer("leaderboard", metric_name="accuracy"))
+    for metrics in (answer("metrics"), answer("lab")["metrics"]):
+        assert sorted(metric["metric_name"] for metric in metrics) == [
+            "accuracy", "f1", "train_loss", "val_loss"]
+
+
+def test_system_metrics_stay_out_of_a_comparison_but_not_of_its_runs(machine, answer):
+    got = answer("compare", ids=ids(machine, "lr_01", "svm_01"))
+    assert CPU not in got["metric_keys"] and CPU not in got["best"]
+    assert all(CPU not in run["final_metrics"] for run in got["runs"])
+
+
+def test_system_metrics_are_summarised_in_a_runs_detail(machine, answer):
+    run = answer("run", machine.ids["lr_01"])
+    assert CPU not in run["final_metrics"]
+    [metric] = [metric for metric in run["metrics"] if metric["metric_name"] == CPU]
+    assert (metric["value"], metric["min_value"], metric["n_points"]) == (90.0, 80.0, 2)
+
+
+@pytest.mark.parametrize("query", [{}, {"x": "time"}, {"from": 0}, {"since": 1}])
+def test_system_metrics_are_no_curves_unless_they_are_named(machine, answer, query):
+    run_id = machine.ids["lr_01"]
+    for curves in (answer("run_metrics", run_id, **query), answer("curves", ids=run_id, **query)):
+        assert {curve["metric_name"] for curve in curves["curves"]} == {
+            "accuracy", "train_loss", "val_loss"}
+    named = answer("run_metrics", run_id, names=CPU, **query)
+    assert only_curve(named)["last"] == [80.0, 90.0]
+
+
+def test_metrics_whose_names_only_look_like_system_ones_are_ordinary(lab, answer):
+    odd = ["system", "system.cpu", "systems/x", "System/x", "system0"]
+    insert_run(lab.conn, run_id="lookalike", timestamp=started(12))
+    insert_points(lab.conn, "lookalike", [(1, name, 1.0) for name in odd])
+    assert sorted(answer("list_runs", limit=1)[0]["final_metrics"]) == sorted(odd)
+    assert {c["metric_name"] for c in answer("run_metrics", "lookalike")["curves"]} == set(odd)
+
+
+# --- Summaries of points, however they come -------------------------------------------------
+
+def shape_of(run, name="loss"):
+    [metric] = [metric for metric in run["metrics"] if metric["metric_name"] == name]
+    return [metric[key] for key in (
+        "n_points", "first_value", "first_epoch", "last_value", "last_epoch", "min_value",
+        "min_epoch", "max_value", "max_epoch")]
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (2, 3), (1, 2, 3, 4, 5, 6)])
+def test_a_summary_is_the_same_in_whatever_pieces_its_points_came(lab, answer, cuts):
+    insert_run(lab.conn, run_id="pieces", timestamp=started(12))
+    points = [(1, "loss", NAN), (2, "loss", 0.5), (3, "loss", 0.25), (4, "loss", 0.25),
+              (5, "loss", 0.5), (6, "loss", float("inf")), (7, "loss", 0.3)]
+    for start, end in zip((0, *cuts), (*cuts, 7), strict=True):
+        insert_points(lab.conn, "pieces", points[start:end])
+        refresh(lab.conn)
+    assert shape_of(answer("run", "pieces")) == [7, "NaN", 1, 0.3, 7, 0.25, 3, 0.5, 2]
+
+
+def test_a_summary_of_points_without_a_finite_one_has_no_extremes(lab, answer):
+    insert_run(lab.conn, run_id="nothing", timestamp=started(12))
+    insert_points(lab.conn, "nothing", [(1, "loss", NAN), (2, "loss", float("-inf"))])
+    assert shape_of(answer("run", "nothing")) == [2, "NaN", 1, "-Infinity", 2, None, None, None,
+                                                  None]
+
+
+def test_points_that_plain_sql_adds_under_ids_of_old_are_counted(lab, answer):
+    insert_run(lab.conn, run_id="by-id-run", timestamp=started(12))
+    add = "INSERT INTO run_metrics (id, run_id, epoch, metric_name, metric_value) VALUES "
+    lab.conn.execute(add + "(1000, 'by-id-run', 1, 'loss', 1.0)")
+    refresh(lab.conn)
+    lab.conn.execute(add + "(999, 'by-id-run', 2, 'loss', 2.0), (-5, 'by-id-run', 3, 'loss', 3.0)")
+    assert shape_of(answer("run", "by-id-run"))[:5] == [3, 3.0, 3, 1.0, 1]
+
+
+def test_points_that_replace_others_leave_no_trace_of_them(lab, answer):
+    for run_id in ("before", "behind"):
+        insert_run(lab.conn, run_id=run_id, timestamp=started(12))
+    put = "REPLACE INTO run_metrics (id, run_id, epoch, metric_name, metric_value) VALUES "
+    lab.conn.execute(put + "(1000, 'before', 1, 'loss', 9.0), (1001, 'before', 2, 'loss', 1.0)")
+    refresh(lab.conn)
+    lab.conn.execute(put + "(1000, 'behind', 1, 'loss', 5.0), (1002, 'behind', 2, 'loss', 6.0)")
+    assert shape_of(answer("run", "before"))[:6] == [1, 1.0, 2, 1.0, 2, 1.0]
+    assert shape_of(answer("run", "behind"))[:6] == [2, 5.0, 1, 6.0, 2, 5.0]
+
+
+def test_points_added_and_deleted_between_two_looks_are_counted_right(lab, answer):
+    insert_run(lab.conn, run_id="undone", timestamp=started(12))
+    insert_points(lab.conn, "undone", [(1, "loss", 3.0), (2, "loss", 2.0)])
+    refresh(lab.conn)
+    insert_points(lab.conn, "undone", [(3, "loss", 1.0), (4, "loss", 4.0)])
+    lab.conn.execute("DELETE FROM run_metrics WHERE run_id = 'undone' AND epoch IN (1, 4)")
+    assert shape_of(answer("run", "undone")) == [2, 2.0, 2, 1.0, 3, 1.0, 3, 2.0, 2]
+
+
+def test_points_after_all_were_deleted_and_numbered_anew_are_counted(lab, answer):
+    lab.conn.execute("DELETE FROM run_metrics")
+    lab.conn.execute("DELETE FROM sqlite_sequence")
+    refresh(lab.conn)
+    insert_points(lab.conn, lab.ids["lr_01"], [(1, "loss", 3.0)])
+    assert shape_of(answer("run", lab.ids["lr_01"]))[:2] == [1, 3.0]
+
+
+def test_new_points_are_read_by_their_ids_alone(lab):
+    plan = " ".join(row[3] for row in lab.conn.execute(
+        "EXPLAIN QUERY PLAN " + ailab._summarise("NOT INDEXED WHERE true"), {"since": 5}))
+    assert "SEARCH run_metrics USING INTEGER PRIMARY KEY (rowid>?)" in plan
+    assert "SCAN run_metrics" not in plan         # a lab may hold millions
 
 
 # --- Compare ----------------------------------------------------------------------------
