@@ -123,11 +123,6 @@ class BadQuery(LabError):
     status = 422
 
 
-class Unavailable(LabError):
-    """The store, or a part that is needed, cannot be used at present."""
-    status = 503
-
-
 # --- Models -------------------------------------------------------------------
 # The shapes of answers. Answers are built as plain dicts in these shapes and written once; the
 # tests hold the two together.
@@ -774,6 +769,9 @@ def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Co
     Raises: StoreError, one sentence.
     """
     conn = lab_logger.connect(path, mode, timeout_s)
+    conn.text_factory = lambda raw: raw.decode("utf-8", "replace")      # plain SQL wrote other text
+    conn.create_function("folded_in", 2, deterministic=True,            # for more than ASCII
+                         func=lambda part, text: part.casefold() in str(text).casefold())
     wanted = "SELECT 1 FROM sqlite_master WHERE name = 'summarised'"     # its newest table
     if conn.execute(wanted).fetchone():
         return conn
@@ -895,15 +893,7 @@ def open_store(path: str) -> sqlite3.Connection:
         with (contextlib.suppress(StoreError, sqlite3.Error),  # a read-only file can still be read
               contextlib.closing(open_lab(path, timeout_s=READ_WAIT_S)) as conn):
             take_in(conn, path)
-    return prepare(open_lab(path, "ro", WRITE_WAIT_S))
-
-
-def prepare(conn: sqlite3.Connection) -> sqlite3.Connection:
-    """Give a connection what queries need: text that is no UTF-8, and non-ASCII case folding."""
-    conn.text_factory = lambda raw: raw.decode("utf-8", "replace")
-    conn.create_function("folded_in", 2, deterministic=True,
-                         func=lambda part, text: part.casefold() in str(text).casefold())
-    return conn
+    return open_lab(path, "ro", WRITE_WAIT_S)
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
@@ -1415,21 +1405,13 @@ def _plain(value: Any, depth: int = 0) -> Any:
                                (str, int, float, type(None))) else repr(value)[:lab_logger.MAX_TEXT]
 
 
+@dataclass
 class Reader:
     """A read-only connection, the file it is of, and answers made since that file last changed."""
-
-    def __init__(self, path: str) -> None:
-        self.file = file_key(path)
-        self.conn = prepare(open_lab(path, "ro", READ_WAIT_S))
-        self.version = 0
-        self.answers: dict[str, Reply] = {}
-
-    def keep(self, path: str, made: Reply) -> None:
-        """Remember an answer until the store changes."""
-        if len(made.body) <= CACHED_BYTES:
-            if len(self.answers) >= CACHED_ANSWERS:
-                self.answers.clear()
-            self.answers[path] = made
+    conn: sqlite3.Connection
+    file: tuple | None
+    version: int = 0
+    answers: dict[str, Reply] = field(default_factory=dict)
 
 
 def file_key(path: str) -> tuple | None:
@@ -1454,13 +1436,13 @@ class Store:
     @contextlib.contextmanager
     def read(self) -> Iterator[Reader]:
         """Lend a reader for one answer, inside a transaction: all its queries see one state."""
-        reader = None
+        reader, is_good = None, True
         with contextlib.suppress(IndexError):
             reader = self.idle.pop()
-        if reader is not None and reader.file != file_key(self.path):
-            reader.conn.close()
-            reader = None
-        reader = reader or Reader(self.path)
+        if reader is None or reader.file != file_key(self.path):
+            if reader is not None:
+                reader.conn.close()
+            reader = Reader(open_lab(self.path, "ro", READ_WAIT_S), file_key(self.path))
         try:
             self._catch_up(reader)
             reader.conn.execute("BEGIN")
@@ -1469,28 +1451,22 @@ class Store:
             finally:
                 reader.conn.execute("COMMIT")
         except sqlite3.Error:
-            reader.conn.close()
+            is_good = False
             raise
-        except BaseException:
-            self._give_back(reader)
-            raise
-        self._give_back(reader)
-
-    def _give_back(self, reader: Reader) -> None:
-        if len(self.idle) < IDLE_READERS:
-            self.idle.append(reader)
-        else:
-            reader.conn.close()
+        finally:
+            if is_good and len(self.idle) < IDLE_READERS:
+                self.idle.append(reader)
+            else:
+                reader.conn.close()
 
     def _catch_up(self, reader: Reader) -> None:
         version = reader.conn.execute("PRAGMA data_version").fetchone()[0]
         if version == reader.version:
             return
         if is_stale(reader.conn):        # an old summary is better than an answer that waits
-            with contextlib.suppress(StoreError, sqlite3.Error), self.write(wait_s=0.2) as conn:
-                if is_stale(conn):
-                    with lab_logger.transaction(conn):
-                        refresh(conn)
+            with (contextlib.suppress(StoreError, sqlite3.Error), self.write(wait_s=0.2) as conn,
+                  lab_logger.transaction(conn)):
+                refresh(conn)
             version = reader.conn.execute("PRAGMA data_version").fetchone()[0]
         reader.version = version
         reader.answers.clear()
@@ -1506,7 +1482,7 @@ class Store:
         try:
             if self.writer is None or self.written != file_key(self.path):
                 self._drop_writer()
-                self.writer = prepare(open_lab(self.path, timeout_s=wait_s))
+                self.writer = open_lab(self.path, timeout_s=wait_s)
                 self.written = file_key(self.path)
             self.writer.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
             yield self.writer
@@ -1520,11 +1496,6 @@ class Store:
         if self.writer is not None:
             self.writer.close()
         self.writer = None
-
-    def tidy(self) -> None:
-        """Take in what killed processes left."""
-        with self.write() as conn:
-            take_in(conn, self.path)
 
     def close(self) -> None:
         """Close all connections that are not lent."""
@@ -1612,8 +1583,8 @@ def ask_agent(question: str, base_url: str, token: str | None = None) -> dict:
     try:
         import agent  # brings langchain: half a second that only questions pay
     except ImportError as error:
-        raise Unavailable(f"the assistant needs a package that is missing ({error}): "
-                          "pip install langchain-core langchain-ollama") from error
+        raise LabError(f"the assistant needs a package that is missing ({error}): "
+                       "pip install langchain-core langchain-ollama", 503) from error
     llm, url, model = (lab_logger.setting(key)[0]
                        for key in ("AILAB_LLM", "OLLAMA_BASE_URL", "OLLAMA_MODEL"))
     return agent.ask(question, base_url=base_url, token=token, llm=llm, ollama_base_url=url,
@@ -1680,37 +1651,27 @@ def match_route(method: str, path: str) -> tuple[Route, dict[str, str]]:
 
     Raises: LabError 404, or 405 with Allow.
     """
-    parts = path.split("/")[1:]
-    for template, routes in _BY_PATH.items():
-        found = _fit(template.split("/")[1:], parts)
-        if found is not None:
-            if method in routes:
-                return routes[method], found
-            allow = ", ".join("GET, HEAD" if name == "GET" else name for name in routes)
-            raise LabError(f"{method} is not possible here: use {allow}", 405, Allow=allow)
-    raise NotFound("there is nothing at this address: GET /openapi.json lists what there is")
+    fits = [(route, found) for route in (*PAGES, *ROUTES)
+            if (found := _pattern(route.path).fullmatch(path))]
+    if not fits:
+        raise NotFound("there is nothing at this address: GET /openapi.json lists what there is")
+    routes = {route.method: (route, found) for route, found in fits
+              if route.path == fits[0][0].path}           # literal ones stand before /runs/{run_id}
+    if method not in routes:
+        allow = ", ".join("GET, HEAD" if name == "GET" else name for name in routes)
+        raise LabError(f"{method} is not possible here: use {allow}", 405, Allow=allow)
+    route, found = routes[method]
+    try:                                 # unquoted once, so that %252e stays a name
+        return route, {name: unquote(part, errors="strict")
+                       for name, part in found.groupdict().items()}
+    except UnicodeDecodeError:
+        raise LabError("the address is not UTF-8: percent-encode UTF-8 text") from None
 
 
-_BY_PATH: dict[str, dict[str, Route]] = {}      # literal paths stand before {run_id} in ROUTES
-for _route in (*PAGES, *ROUTES):
-    _BY_PATH.setdefault(_route.path, {})[_route.method] = _route
-
-
-def _fit(template: list[str], parts: list[str]) -> dict[str, str] | None:
-    if template[-1] == "{path}" and len(parts) >= len(template):
-        parts = [*parts[:len(template) - 1], "/".join(parts[len(template) - 1:])]
-    if len(parts) != len(template):
-        return None
-    found = {}
-    for name, part in zip(template, parts, strict=True):
-        if name[:1] == "{" and part:
-            try:
-                found[name[1:-1]] = unquote(part, errors="strict")   # once, so %252e stays a name
-            except UnicodeDecodeError:
-                raise LabError("the address is not UTF-8: percent-encode UTF-8 text") from None
-        elif name != part:
-            return None
-    return found
+@functools.lru_cache(maxsize=64)
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(\w+)\\}", lambda name: (
+        f"(?P<{name[1]}>{'.+' if name[1] == 'path' else '[^/]+'})"), re.escape(template)))
 
 
 def openapi(project: str = "ai-lab") -> dict:
@@ -1801,11 +1762,9 @@ def inflated(body: bytes, encoding: str) -> bytes:
         return body
     if encoding.strip().lower() != "gzip":
         raise LabError(f"the content encoding is {encoding[:80]!r}: send gzip, or none", 415)
-    unpacker = zlib.decompressobj(31)
-    try:
+    lines, unpacker = b"", zlib.decompressobj(31)
+    with contextlib.suppress(zlib.error):
         lines = unpacker.decompress(body, MAX_LINES_BYTES + 1)
-    except zlib.error as error:
-        raise BadQuery(f"the body is not gzip ({error})") from error
     if len(lines) > MAX_LINES_BYTES:
         raise LabError(f"the body holds more than {MAX_LINES_BYTES} bytes of lines: send fewer at "
                        "a time", 413)
@@ -1907,23 +1866,22 @@ class Handler(BaseHTTPRequestHandler):
                                           self.client_address[0]))
             return made if isinstance(made, Reply) else Reply(encode(made))
         try:
-            if route.needs == "read":
-                return self.read(route, make)
             if route.needs == "write":
                 with self.server.store.write() as conn:
                     return make(conn)
-            return make(None)
+            if not route.needs:
+                return make(None)
+            with self.server.store.read() as reader:
+                if not route.is_cached:
+                    return make(reader.conn)
+                made = reader.answers.get(self.path) or make(reader.conn)
+                if len(reader.answers) >= CACHED_ANSWERS:
+                    reader.answers.clear()
+                if len(made.body) <= CACHED_BYTES:
+                    reader.answers[self.path] = made
+                return made
         except (StoreError, sqlite3.Error) as error:
             raise self.server.store_problem(error) from error
-
-    def read(self, route: Route, make: Callable[[sqlite3.Connection], Reply]) -> Reply:
-        with self.server.store.read() as reader:
-            made = reader.answers.get(self.path) if route.is_cached else None
-            if made is None:
-                made = make(reader.conn)
-                if route.is_cached:
-                    reader.keep(self.path, made)
-            return made
 
     def pairs(self, query: str) -> list[tuple[str, str]]:
         try:
@@ -2129,9 +2087,9 @@ class LabServer(ThreadingHTTPServer):
 
     def _keep_tidy(self) -> None:
         while not self.is_over.wait(TIDY_EVERY_S):
-            with contextlib.suppress(StoreError, sqlite3.Error,
-                                     OSError):  # each request says it too
-                self.store.tidy()
+            with (contextlib.suppress(StoreError, sqlite3.Error, OSError),  # requests say it too
+                  self.store.write() as conn):
+                take_in(conn, self.store.path)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self.slots.acquire(blocking=False):
@@ -2158,7 +2116,7 @@ class LabServer(ThreadingHTTPServer):
             why = ("is busy: try again in a moment" if "locked" in text or "busy" in text else
                    f"cannot be used ({text}): `ailab doctor` says more")
             text = f"the lab at {self.store.path!r} {why}"
-        return Unavailable(text.replace(self.store.path, os.path.basename(self.store.path)))
+        return LabError(text.replace(self.store.path, os.path.basename(self.store.path)), 503)
 
     def server_close(self) -> None:
         self.is_over.set()
@@ -2278,6 +2236,22 @@ def print_table(heads: list[str], rows: list[list[Any]]) -> None:
         print(f"({len(heads) - len(widths)} more columns need a wider terminal)"[:room])
 
 
+def read_verb(verb: Callable[[sqlite3.Connection, argparse.Namespace], Iterator[Any]]
+              ) -> Callable[[argparse.Namespace], int]:
+    """Make a verb of a generator that gives what the API answers, then prints it for people."""
+    @functools.wraps(verb)
+    def run(args: argparse.Namespace) -> int:
+        with contextlib.closing(open_store(args.db)) as conn:
+            steps = verb(conn, args)
+            answer = next(steps)
+            if args.json:
+                print_json(answer)
+            else:
+                next(steps, None)
+        return 0
+    return run
+
+
 def print_json(answer: Any) -> None:
     """Print what the API answers, byte for byte."""
     text = encode(answer).decode()
@@ -2315,44 +2289,36 @@ def print_runs(runs: list[dict], lead: tuple[str, ...] = ()) -> None:
          *[reason] * any(why), run["note"]] for run, reason in zip(runs, why, strict=True)])
 
 
-def cmd_runs(args: argparse.Namespace) -> int:
+@read_verb
+def cmd_runs(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any]:
     """List runs, newest first; the filters are the API's."""
     given = parse_params(RUN_FILTERS + PAGE, pairs_of(args, RUN_FILTERS + PAGE))
     query = run_query(given)
-    with contextlib.closing(open_store(args.db)) as conn:
-        runs = list_runs(conn, query, limit=given["limit"], offset=given["offset"])
-        if args.json:
-            print_json(runs)
-            return 0
-        total = count_runs(conn, query)
-        if runs:
-            print_runs(runs)
-            print(f"{len(runs)} of {total} runs")
-        elif count_runs(conn, RunQuery()):
-            print(f"no run matches; the lab has {count_runs(conn, RunQuery())}")
-        else:
-            print("no runs yet: decorate a training function with @log_run of lab_logger.py, "
-                  "or see `ailab demo`")
-    return 0
+    yield (runs := list_runs(conn, query, limit=given["limit"], offset=given["offset"]))
+    if runs:
+        print_runs(runs)
+        print(f"{len(runs)} of {count_runs(conn, query)} runs")
+    elif n_runs := count_runs(conn, RunQuery()):
+        print(f"no run matches; the lab has {n_runs}")
+    else:
+        print("no runs yet: decorate a training function with @log_run of lab_logger.py, "
+              "or see `ailab demo`")
 
 
-def cmd_show(args: argparse.Namespace) -> int:
+@read_verb
+def cmd_show(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any]:
     """Show one run: params, metrics, artifacts, note, how it ended."""
-    with contextlib.closing(open_store(args.db)) as conn:
-        run = get_run(conn, args.run)
-        run_id, machine = clean(run["run_id"]), machine_use(conn, run["run_id"])
-    if args.json:
-        print_json(run)
-        return 0
+    yield (run := get_run(conn, args.run))
     error = (run["error"] or "").rstrip().splitlines()
-    took = None if run["duration_s"] is None else f"{run['duration_s']:.1f} s"
-    resumed = [f"{told['at']} on {told['hostname']}" for told in run["resumptions"]]
-    print(painted(run_id, "1"))
+    print(painted(clean(run["run_id"]), "1"))
     for name, text in {
             "status": run["status"], "end_reason": run["end_reason"] or "".join(error[-1:]),
             **{name: run[name] for name in ("note", "experiment_name", "model_name", "task_name",
                                             "dataset_id", "timestamp")},
-            "duration": took, "resumed": ", ".join(resumed), "machine": machine,
+            "duration": run["duration_s"] is not None and f"{run['duration_s']:.1f} s",
+            "resumed": ", ".join(f"{told['at']} on {told['hostname']}"
+                                 for told in run["resumptions"]),
+            "machine": machine_use(conn, run["run_id"]),
             **{name: run[name] for name in ("hostname", "received_from", "cwd", "command",
                                             "git_hash")}}.items():
         if text:
@@ -2371,7 +2337,6 @@ def cmd_show(args: argparse.Namespace) -> int:
         print(f"  {clean(file['path'])} ({size})")
     for line in ["traceback"] * bool(error) + error:
         print(clean(line))
-    return 0
 
 
 def best_point(metric: dict) -> tuple[Any, Any]:
@@ -2381,14 +2346,11 @@ def best_point(metric: dict) -> tuple[Any, Any]:
     return metric[f"{end}_value"], metric[f"{end}_step"] if epoch is None else epoch
 
 
-def cmd_compare(args: argparse.Namespace) -> int:
+@read_verb
+def cmd_compare(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any]:
     """Compare runs: params that differ, metrics, the best marked by *."""
-    with contextlib.closing(open_store(args.db)) as conn:
-        found = compare_runs(conn, parse_params(COMPARED,
-                                                [("ids", run_id) for run_id in args.runs])["ids"])
-    if args.json:
-        print_json(found)
-        return 0
+    ids = parse_params(COMPARED, [("ids", run_id) for run_id in args.runs])["ids"]
+    yield (found := compare_runs(conn, ids))
     runs = found["runs"]
     rows: list[list[Any]] = [["ended", *(run["end_reason"] or run["status"] for run in runs)]]
     for name in found["metric_keys"]:
@@ -2401,38 +2363,29 @@ def cmd_compare(args: argparse.Namespace) -> int:
     print_table(["", *(short(run["run_id"], runs) for run in runs)], rows)
     if found["differing_packages"]:
         print(f"packages that differ: {clean(', '.join(found['differing_packages']))}")
-    return 0
 
 
-def cmd_leaderboard(args: argparse.Namespace) -> int:
+@read_verb
+def cmd_leaderboard(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any]:
     """Rank runs by the final value of a metric."""
     given = parse_params(BOARD, pairs_of(args, BOARD))
-    with contextlib.closing(open_store(args.db)) as conn:
-        runs = leaderboard(conn, given)
-    if args.json:
-        print_json(runs)
-    elif runs:
+    yield (runs := leaderboard(conn, given))
+    if runs:
         print(f"{clean(given['metric_name'])} (better: {runs[0]['direction']})")
         print_runs(runs, ("rank", "metric_value"))
     else:
         print("no run matches")
-    return 0
 
 
-def cmd_metrics(args: argparse.Namespace) -> int:
+@read_verb
+def cmd_metrics(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any]:
     """Print a run's curves, a line for each epoch, and its metrics_*.csv files."""
-    with contextlib.closing(open_store(args.db)) as conn:
-        given = parse_params(WINDOW, pairs_of(args, WINDOW))
-        found = run_metrics(conn, [args.run], given)
-        files = get_run(conn, args.run)["artifact_files"]
-    if args.json:
-        print_json(found)
-        return 0
+    given = parse_params(WINDOW, pairs_of(args, WINDOW))
+    yield (found := run_metrics(conn, [args.run], given))
     table: dict[Any, dict] = {}
     for curve in found["curves"]:
-        points = zip(curve["x"], curve["last"], strict=True)
         odd = {mark["x"]: mark["value"] for mark in curve["nonfinite"]}
-        for x, value in points:
+        for x, value in zip(curve["x"], curve["last"], strict=True):
             table.setdefault(x, {})[curve["metric_name"]] = odd.get(x) if value is None else value
     names = [curve["metric_name"] for curve in found["curves"]]
     if given.get("names") and not table:
@@ -2442,17 +2395,16 @@ def cmd_metrics(args: argparse.Namespace) -> int:
     print_table([found["x"], *names], [
         [lab_logger.utc(x) if is_time else x, *(row.get(name) for name in names)]
         for x, row in sorted(table.items())])
-    for file in files:
+    for file in get_run(conn, args.run)["artifact_files"]:
         if file["kind"] == "csv" and "metrics_" in file["path"]:
             print(f"{clean(file['path'])}{'' if file['exists'] else ' (missing)'}")
-    return 0
 
 
 @contextlib.contextmanager
 def writing(path: str) -> Iterator[sqlite3.Connection]:
     """Open the lab for one change; a lab that is not there is not made."""
     open_store(path).close()
-    with contextlib.closing(prepare(open_lab(path, timeout_s=WRITE_WAIT_S))) as conn:
+    with contextlib.closing(open_lab(path, timeout_s=WRITE_WAIT_S)) as conn:
         yield conn
 
 
@@ -2527,11 +2479,9 @@ def cmd_serve(args: argparse.Namespace) -> int:
     except (OSError, OverflowError) as error:
         raise LabError(bind_problem(host, port, error)) from error
 
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            signal.signal(signal.SIGTERM, stop)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             if not args.quiet:
                 entry = f"?token={quote(token, safe='')}" if token else ""
                 beyond = "" if server.is_loopback else f" (bound to {clean(host)})"

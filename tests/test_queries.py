@@ -56,7 +56,7 @@ def asker(request, lab):
     if request.param == "http":
         api = request.getfixturevalue("api")
         return lambda name, run_id="", **query: ask_http(api, name, run_id, query)
-    conn = ailab.prepare(lab.conn)
+    conn = lab.conn
 
     def ask(name, run_id="", **query):
         refresh(conn)                             # as the server does before it reads
