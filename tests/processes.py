@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -50,10 +51,10 @@ def environment(**env):
 
 
 def train(body, cwd=None, *, before=None, **env):
-    """Start a training process; its stdout and stderr are pipes of text."""
+    """Start a training process; stdin, stdout and stderr are pipes of text."""
     return subprocess.Popen([sys.executable, "-c", body], cwd=cwd, env=environment(**env),
-                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            preexec_fn=before)
+                            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, preexec_fn=before)
 
 
 class LabServer:
@@ -89,15 +90,29 @@ class LabServer:
             self.process.wait(10)
 
 
+def forward(server):
+    """Give an `answer` for a Stub that hands requests on to a LabServer."""
+    def answer(request):
+        handed = urllib.request.Request(server.url + request.path, request.body or None,
+                                        dict(request.headers), method=request.command)
+        handed.add_header("Host", f"127.0.0.1:{server.port}")
+        try:
+            with urllib.request.urlopen(handed, timeout=10) as reply:
+                return reply.status, reply.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+    return answer
+
+
 class Stub:
     """An HTTP server that does as `answer(request) -> (status, body bytes) or None` says.
 
-    `request` has .path, .headers and .body; None drops the connection without an answer. What came
-    is kept in `requests`.
+    `request` has .command, .path, .headers and .body; None drops the connection without an answer.
+    What came is kept in `requests`; `answer` may be changed at any time.
     """
 
     def __init__(self, answer):
-        stub, self.requests = self, []
+        stub, self.answer, self.requests = self, answer, []
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -105,7 +120,7 @@ class Stub:
             def handle_one(self):
                 self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 stub.requests.append(self)
-                told = answer(self)
+                told = stub.answer(self)
                 self.close_connection = True
                 if told:
                     self.send_response(told[0])

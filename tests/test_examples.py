@@ -324,6 +324,23 @@ def test_a_worker_that_dies_is_told_in_one_sentence(project, db_path):
     assert rows(db_path, "SELECT count(*) FROM runs WHERE status = 'running'") == [(0,)]
 
 
+def test_ctrl_c_on_a_sweep_that_logs_elsewhere_records_the_killed_runs_there(project, tmp_path,
+                                                                             monkeypatch):
+    server = LabServer(tmp_path / "server.db").start()
+    try:
+        for key, value in server.env.items():
+            monkeypatch.setenv(key, value)
+        job = start_long_sweep(project, server.db_path)[0]
+        os.killpg(job.pid, signal.SIGINT)
+        stdout, stderr = job.communicate(timeout=20)
+    finally:
+        server.kill()
+    assert (job.returncode, stdout) == (130, "")
+    assert stderr.splitlines()[-1].startswith("interrupted after ") and TOKEN not in stderr
+    statuses = dict(rows(server.db_path, "SELECT status, count(*) FROM runs GROUP BY status"))
+    assert set(statuses) == {"finished", "killed"} and 1 <= statuses["killed"] <= 2
+
+
 # --- sweep.py --backend dask ------------------------------------------------------------
 
 class Cluster:
