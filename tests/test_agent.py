@@ -9,7 +9,7 @@ from collections import namedtuple
 
 import conftest
 import pytest
-from agent_cases import CASES, LABS, NOW, fill
+from agent_cases import CASES, ENDS, LABS, NOW, fill
 from fake_ollama import CUT, DIE, ERROR_LINE, HANG, LOAD_ONLY, FakeOllama, call, fail, say
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
@@ -50,9 +50,9 @@ def serve(path):
 
 @pytest.fixture(scope="module")
 def labs(tmp_path_factory):
-    """The three labs, each behind its server; no test that uses them writes anything."""
+    """The labs, each behind its server; no test that uses them writes anything."""
     folder, made, servers = tmp_path_factory.mktemp("labs"), {}, []
-    for name in ("iris", "llm", "vision"):
+    for name in ("iris", *LABS):
         ids = build(folder / f"{name}.db", name)
         server, url = serve(folder / f"{name}.db")
         servers.append(server)
@@ -613,6 +613,58 @@ def test_a_model_that_fails_after_writing_does_not_write_twice(writable):
     assert answer.flagged_run_id == BEST and "before it was" in answer.natural_language_answer
 
 
+ENDED = ("Run 2c300003 was killed without a word: process 4711 on node7 is gone; likely out of "
+         "memory, 15.2 of 15.6 GiB (97 %) were in use. Its process held 14.75 GiB at most.")
+
+
+def test_a_model_is_told_how_a_run_ended_and_may_say_so(labs):
+    lab = labs["ops"]
+    with FakeOllama([call("get_run_details", run_id="2c300003"), say(ENDED)]) as fake:
+        answer = ask_ollama(lab, "Why was 2c300003 killed?", fake)
+    assert (answer.answered_by, answer.natural_language_answer) == ("ollama qwen3:8b", ENDED)
+    shown = json.loads(fake.chats[1]["messages"][-1]["content"])["runs"][0]
+    assert shown["ended"] == ENDS["op3"]
+    assert {"metric_name": "system/process_memory_gib", "min_value": 2.0, "max_value": 14.75,
+            "last_value": 14.75} in shown["best_epochs"]
+    assert "system/" not in json.dumps(shown["metrics"])
+    prompt = fake.chats[0]["messages"][0]["content"]
+    assert "system/process_memory_gib" not in prompt and "val_loss" in prompt
+
+
+def test_rows_tell_a_model_how_runs_ended_and_resumptions_are_in_details(labs):
+    script = [call("list_runs", status="failed"), call("get_run_details", run_id="5f600006"),
+              say("5f600006 failed with a torch.cuda.OutOfMemoryError and was resumed 2 times.")]
+    with FakeOllama(script) as fake:
+        answer = ask_ollama(labs["ops"], "Why did the runs fail?", fake)
+    assert answer.answered_by == "ollama qwen3:8b"
+    rows = json.loads(fake.chats[1]["messages"][-1]["content"])["runs"]
+    assert [row.get("ended") for row in rows] == [ENDS["op6"], ENDS["op2"], None]
+    details = json.loads(fake.chats[2]["messages"][-1]["content"])["runs"][0]
+    assert details["resumptions"].startswith("2, at 2026-11-23 18:40 UTC on node7 (process 812)")
+
+
+@pytest.mark.parametrize(("text", "wrong"), [
+    (ENDED.replace("4711", "4712"), "4712"), (ENDED.replace("15.2", "15.3"), "15.3"),
+    (ENDED.replace("14.75", "14.95"), "14.95"), (ENDED.replace("node7", "node8"), "node8"),
+])
+def test_a_model_that_invents_how_a_run_ended_is_not_shown(labs, text, wrong):
+    with FakeOllama([call("get_run_details", run_id="2c300003"), say(text)]) as fake:
+        answer = ask_ollama(labs["ops"], "Why was 2c300003 killed?", fake)
+    assert wrong in answer.answered_by and wrong not in answer.natural_language_answer
+    assert "process 4711" in answer.natural_language_answer
+
+
+def test_a_run_with_many_metrics_still_fits_a_model(labs):
+    metrics = [{"metric_name": f"{kind}{n}", "min_value": n, "max_value": n, "last_value": n}
+               for kind in ("system/gpu.metric", "val_loss") for n in range(40)]
+    run = agent.Run(run_id="a" * 36, params={f"p{n}": n for n in range(30)}, metrics=metrics,
+                    end_reason="failed: " + "x" * 900, error="y" * 900)
+    text = agent.for_model(agent.Found(tool="get_run_details", runs=[run]))
+    shown = json.loads(text)["runs"][0]
+    assert len(text) <= agent.MAX_TOOL_TEXT
+    assert len(shown["ended"]) == 300 and shown["best_epochs"][0]["metric_name"] == "val_loss0"
+
+
 # --- The loop and the planner as chat models ---------------------------------------------------
 
 class Scripted(BaseChatModel):
@@ -721,6 +773,9 @@ def test_the_check_finds_what_no_tool_result_holds(labs, text, wrong):
     ("since Sunday", "2026-11-22T00:00:00Z", ""), ("last week", "2026-11-17T12:00:00Z", ""),
     ("in the last 48 hours", "2026-11-22T12:00:00Z", ""), ("older than 7 days", "",
                                                            "2026-11-17T12:00:00Z"),
+    ("yesterday evening", "2026-11-23T17:00:00Z", "2026-11-24T00:00:00Z"),
+    ("last night", "2026-11-23T20:00:00Z", "2026-11-24T06:00:00Z"),
+    ("this morning", "2026-11-24T05:00:00Z", "2026-11-24T12:00:00Z"),
     ("this month", "2026-11-01T00:00:00Z", ""), ("the last 5 runs", "", ""),
     ("on 2026-02-31", "", ""),
 ])
