@@ -525,6 +525,238 @@ def test_unknown_run_has_its_own_message(sweep, visit):
     expect(page.get_by_text("No run deadbeef00 in this lab")).to_be_visible()
 
 
+# --- How a run ended, and on what machine ----------------------------------------
+
+OOM_TEXT = "likely out of memory: 15.2 of 15.6 GiB (97 %) were in use 4 s before"
+GONE = "process 4711 on node7 is gone, last sign of life 2026-11-20 09:00:03 UTC"
+ENDS = {  # run: status, reason, then its parts as the page tells them apart
+    "aaaa0001-run": ("finished", "finished: the function returned", "finished", ""),
+    "aaaa0002-run": (
+        "failed",
+        "failed: ValueError: loss exploded; at model.py:12 in forward, from train.py:40 in step",
+        "failed",
+        "at model.py:12 in forward, from train.py:40 in step",
+    ),
+    "aaaa0003-run": (
+        "killed",
+        "interrupted: KeyboardInterrupt; at train.py:3 in train",
+        "interrupted",
+        "at train.py:3 in train",
+    ),
+    "aaaa0004-run": ("killed", f"killed without a word: {GONE}; {OOM_TEXT}", "killed", OOM_TEXT),
+    "aaaa0005-run": ("killed", "lost: no sign of life from node9 for 312 s", "lost", ""),
+}
+GONE_RUN = "aaaa0004-run"
+SYSTEM = {  # each sampled every 10 s
+    "system/cpu_percent": [12, 90, 55],
+    "system/memory_gib": [7.5, 15.2, 15.1],
+    "system/gpu.0.memory_gib": [2, 20, 19.5],
+    "system/gpu.1.memory_gib": [1, 10, 9.25],
+    "system/gpu.0.temperature_c": [41, 78, 74],
+    "system/gpu.0.power_w": [60, 290, 285],
+}
+
+
+def add_samples(conn, run_id, start=0, metrics=SYSTEM):
+    conn.executemany(
+        "INSERT INTO run_metrics (run_id, metric_name, metric_value, timestamp) "
+        "VALUES (?, ?, ?, ?)",
+        [
+            (run_id, name, value, stamp(start + i / 6))
+            for name, values in metrics.items()
+            for i, value in enumerate(values)
+        ],
+    )
+
+
+@pytest.fixture
+def ended(db_path):
+    def add(conn):
+        for i, (run_id, (status, reason, *_)) in enumerate(ENDS.items()):
+            is_gone = run_id == GONE_RUN
+            told = {
+                "at": stamp(40 + i),
+                "hostname": "node8",
+                "pid": 812,
+                "command": "python train.py --resume",
+                "params": {},
+            }
+            add_run(
+                conn,
+                run_id,
+                i,
+                model_name="mlp",
+                status=status,
+                end_reason=reason,
+                error=TRACEBACK if status == "failed" else None,
+                received_from="10.0.0.9" if is_gone else None,
+                resumptions_json=json.dumps({"c0ffee00": told}) if is_gone else None,
+            )
+            insert_points(conn, run_id, [(1, "accuracy", 0.5), (2, "accuracy", 0.75)])
+        add_samples(conn, GONE_RUN)
+
+    fill(db_path, add)
+    return db_path
+
+
+def test_run_view_tells_in_words_how_each_run_ended(ended, visit):
+    page = visit(f"#/run?id={GONE_RUN}")
+    for run_id, (status, reason, kind, detail) in ENDS.items():
+        page.goto(page.url.split("#")[0] + f"#/run?id={run_id}")
+        box = page.locator(f"article[data-run='{run_id}'] .lab-ending")
+        expect(box).to_have_attribute("data-kind", kind)
+        said = " ".join(box.locator("p").all_text_contents())
+        assert said == reason.replace("; at ", " at ").replace("; likely ", " likely ")
+        if detail:
+            assert box.locator("p").all_text_contents()[1] == detail
+    colours = set()
+    for run_id in ("aaaa0001-run", "aaaa0002-run", GONE_RUN):
+        page.goto(page.url.split("#")[0] + f"#/run?id={run_id}")
+        box = page.locator(f"article[data-run='{run_id}'] .lab-ending")
+        colours.add(box.evaluate("node => getComputedStyle(node).borderLeftColor"))
+    assert len(colours) == 3
+
+
+def test_traceback_is_folded_below_the_reason(ended, visit):
+    page = visit("#/run?id=aaaa0002-run")
+    fold = page.locator(".lab-ending details")
+    expect(fold.locator("pre")).to_be_hidden()
+    fold.get_by_text("Traceback", exact=True).click()
+    expect(fold.locator("pre")).to_contain_text('File "train.py", line 31, in train')
+
+
+def test_running_run_has_no_ending(sweep, visit):
+    conn = ailab.open_lab(sweep)
+    add_run(conn, "live-run-0001", 9999, status="running", hostname="elsewhere")
+    conn.close()
+    page = visit("#/run?id=live-run-0001")
+    expect(page.locator("article[data-run='live-run-0001']")).to_contain_text("running")
+    expect(page.locator(".lab-ending")).to_have_count(0)
+
+
+def test_status_in_the_table_has_the_reason_as_its_title(ended, visit):
+    page = visit("#/runs")
+    for run_id, (status, reason, *_) in ENDS.items():
+        word = page.locator(f"tr[data-run-id='{run_id}'] .lab-status")
+        expect(word).to_have_attribute("title", reason)
+        expect(word).to_contain_text(status)
+
+
+def test_home_lists_what_failed_or_was_killed_with_the_reasons(ended, visit):
+    page = visit()
+    card = page.get_by_role("group", name="Failed and killed")
+    expect(card.locator("tr[data-run-id]")).to_have_count(4)
+    for run_id, text in (
+        ("aaaa0002-run", "ValueError: loss exploded at model.py:12 in forward"),
+        ("aaaa0003-run", "interrupted: KeyboardInterrupt"),
+        (GONE_RUN, f"killed without a word: {GONE} {OOM_TEXT}"),
+        ("aaaa0005-run", "lost: no sign of life from node9 for 312 s"),
+    ):
+        expect(card.locator(f"tr[data-run-id='{run_id}']")).to_contain_text(text)
+
+
+def test_compare_tells_how_the_runs_ended(ended, visit):
+    page = visit(f"#/compare?ids={GONE_RUN},aaaa0002-run")
+    row = page.locator("tr", has=page.locator("th", has_text="ended"))
+    expect(row).to_contain_text("killed without a word")
+    expect(row).to_contain_text("failed: ValueError: loss exploded")
+
+
+def test_resumptions_and_the_sender_are_listed(ended, visit):
+    page = visit(f"#/run?id={GONE_RUN}")
+    table = page.get_by_role("group", name="Resumptions")
+    row = table.locator("tbody tr")
+    expect(row).to_have_count(1)
+    for text in ("node8", "812", "python train.py --resume"):
+        expect(row).to_contain_text(text)
+    expect(row.locator("time")).to_have_attribute("datetime", stamp(43))
+    expect(page.locator("table[data-table=context]")).to_contain_text("Received from10.0.0.9")
+    other = visit("#/run?id=aaaa0001-run")
+    assert other.get_by_role("group", name="Resumptions").count() == 0
+    assert "Received from" not in other.locator("main").inner_text()
+
+
+def test_system_curves_are_asked_for_when_they_are_shown(ended, visit):
+    page = visit(f"#/run?id={GONE_RUN}")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    section = page.locator("section[data-key=System]")
+    expect(section.get_by_role("button", name="Show system metrics")).to_be_visible()
+    assert page.locator("figure").count() == 1 and section.locator("figure").count() == 0
+    section.get_by_role("button").click()
+    expect(section.locator("figure")).to_have_count(5)
+    assert [url for url in asked if "system%2F" in url and "/curves" in url] != []
+    titles = section.locator("figcaption b").all_inner_texts()
+    assert titles == ["CPU, %", "GPU memory, GiB", "GPU power, W", "GPU temperature, °C",
+                      "Memory, GiB"]
+    memory = section.locator("figure[data-chart='GPU memory, GiB']")
+    expect(memory.locator("tbody tr", has_text="GPU 0")).to_contain_text("19.50")
+    expect(memory.locator("tbody tr", has_text="GPU 1")).to_contain_text("9.250")
+    assert "system=shown" in page.url
+    again = visit(page.url.split("/", 3)[3])
+    expect(again.locator("section[data-key=System] figure")).to_have_count(5)
+    page.go_back()
+    expect(section.locator("figure")).to_have_count(0)
+
+
+def test_system_chart_starts_at_zero(ended, visit):
+    page = visit(f"#/run?id={GONE_RUN}&system=shown")
+    figure = page.locator("figure[data-chart='Memory, GiB']")
+    expect(figure.locator(".lab-yticks")).to_contain_text("0")
+    ticks = [float(text) for text in figure.locator(".lab-yticks span").all_inner_texts()]
+    assert min(ticks) == 0
+
+
+def test_run_without_system_metrics_has_no_such_section(ended, visit):
+    page = visit("#/run?id=aaaa0001-run&system=shown")
+    expect(page.locator("figure[data-chart=accuracy]")).to_be_visible()
+    assert page.locator("section[data-key=System]").count() == 0
+
+
+def test_system_metrics_stay_out_of_columns_pickers_boards_and_tables(ended, visit):
+    page = visit("#/runs")
+    expect(page.locator("th[data-col='metrics.accuracy']")).to_be_visible()
+    assert page.locator("th[data-col*=system]").count() == 0
+    for address in ("#/runs", "#/", f"#/compare?ids={GONE_RUN},aaaa0002-run"):
+        page = visit(address)
+        expect(page.locator("main")).to_contain_text("accuracy")
+        assert "system/" not in page.locator("main").inner_html()
+    page = visit(f"#/run?id={GONE_RUN}")
+    expect(page.get_by_role("group", name="Metrics", exact=True)).to_contain_text("accuracy")
+    assert "system/" not in page.locator("main").inner_html()
+    page = visit("#/?metric=system/cpu_percent")
+    board = page.get_by_role("group", name="Leaderboard")
+    expect(board.locator(f"tr[data-run-id='{GONE_RUN}']")).to_contain_text("55")
+
+
+def test_live_run_updates_its_system_charts(ended, visit):
+    conn = ailab.open_lab(ended)
+    add_run(conn, "live-run-0001", 50, status="running", hostname="elsewhere", duration_s=None)
+    add_samples(conn, "live-run-0001", 50)
+    page = visit("#/run?id=live-run-0001&system=shown")
+    figure = page.locator("figure[data-chart='CPU, %']")
+    expect(figure).to_have_attribute("data-points", "3")
+    add_samples(conn, "live-run-0001", 51, {"system/cpu_percent": [66.5]})
+    expect(figure).to_have_attribute("data-points", "4", timeout=6000)
+    expect(figure.locator("tbody")).to_contain_text("66.5")
+    conn.close()
+
+
+def test_system_curves_are_not_asked_for_again_until_there_is_a_sample(ended, visit):
+    conn = ailab.open_lab(ended)
+    add_run(conn, "live-run-0001", 50, status="running", hostname="elsewhere", duration_s=None)
+    add_samples(conn, "live-run-0001", 50)
+    insert_points(conn, "live-run-0001", [(1, "accuracy", 0.5)])
+    page = visit("#/run?id=live-run-0001&system=shown")
+    expect(page.locator("figure[data-chart='CPU, %']")).to_have_attribute("data-points", "3")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    insert_points(conn, "live-run-0001", [(2, "accuracy", 0.8125)])
+    expect(page.locator("figure[data-chart=accuracy] tbody")).to_contain_text("0.8125", timeout=6000)
+    assert [url for url in asked if "system%2F" in url] == []
+    conn.close()
+
+
 # --- Compare ------------------------------------------------------------------
 
 
@@ -628,12 +860,18 @@ def test_hostile_text_is_shown_as_text_everywhere(db_path, visit):
                 final_metrics_json=json.dumps({HOSTILE: i}),
                 error=HOSTILE,
                 status="failed",
+                end_reason=f"failed: {HOSTILE}; at {HOSTILE}:1 in {HOSTILE}",
+                received_from=HOSTILE,
+                resumptions_json=json.dumps(
+                    {"part": {"at": HOSTILE, "hostname": HOSTILE, "command": HOSTILE, "pid": i}}
+                ),
                 artifacts_json=json.dumps([HOSTILE]),
                 git_diff=HOSTILE,
             )
+            add_samples(conn, f"hostile{i}-0000", 0, {f"system/{HOSTILE}": [1, 2]})
 
     fill(db_path, add)
-    for address in ("#/", "#/runs?run=hostile0", "#/compare?ids=hostile0,hostile1", "#/assistant"):
+    for address in ("#/", "#/runs?run=hostile0&system=shown", "#/compare?ids=hostile0,hostile1", "#/assistant"):
         page = visit(address)
         page.on("dialog", lambda dialog: pytest.fail("a script ran"))
         expect(page.locator("img, main script")).to_have_count(0)
@@ -700,6 +938,12 @@ def test_theme_follows_the_system_until_switched(sweep, visit):
 )
 def test_no_sideways_scroll_at_360_pixels(sweep, visit, address):
     page = visit(address, viewport={"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_run_with_everything_fits_a_phone(ended, visit):
+    page = visit(f"#/run?id={GONE_RUN}&system=shown", viewport={"width": 360, "height": 740})
+    expect(page.locator("section[data-key=System] figure")).to_have_count(5)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 

@@ -175,7 +175,7 @@ const nSamples = ({ metrics }) => metrics.filter(isSystem).reduce((sum, metric) 
 function ending(run) {
   const end = endingOf(run);
   return end && el("div", { class: "lab-ending", data: { key: "ending", kind: end.kind } },
-    el("p", {}, el("b", {}, end.head), " ", end.what), end.detail && el("p", { class: "lab-muted" }, end.detail),
+    el("p", {}, el("b", {}, `${end.head}:`), " ", end.what), end.detail && el("p", { class: "lab-muted" }, end.detail),
     run.error && el("details", {}, el("summary", {}, "Traceback"), el("pre", { tabindex: "0" }, run.error)));
 }
 
