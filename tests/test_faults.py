@@ -231,6 +231,21 @@ def test_store_that_takes_nothing_in_costs_one_sentence_and_no_training(place, n
     assert taken_in(db_path) == (0, 0) and not list(kept.glob("*.jsonl"))
 
 
+def test_store_locked_since_long_is_told_when_the_run_ends(place):
+    """The drainer's own thread is in the middle of its wait for the lock, half a minute long."""
+    there = Place(place)
+    lock(there)
+    tune = QUICK + "lab_logger.DRAIN_EVERY_S = 0.01\nlab_logger._Drainer._take_in_others = " \
+                   "lambda self: True\n"
+    code, stdout, stderr = run(place, BODY % "time.sleep(0.3)", tune)
+    assert (code, stdout) == (7, "True\nTrue None None\n")
+    sentence, = stderr.splitlines()
+    assert "cannot take in runs at present (" in sentence and "locked" in sentence
+    there.writers.pop().close()
+    assert taken_in(place / "lab" / "lab.db") == (2, 2)
+    assert curves(place / "lab" / "lab.db") == {"finished": LOSSES, "failed": LOSSES}
+
+
 def test_home_that_is_missing_costs_one_sentence_and_no_training(place):
     home = place / "closed" / "home"
     home.parent.mkdir(mode=0o500)
