@@ -18,8 +18,8 @@
 Read verbs open the file directly and need no server; with --json they print what the API answers,
 byte for byte.
 
-Sections, each using only those above it: constants, errors, models, filters, store, HTTP, static
-files, command line.
+Sections, each using only those above it: constants, errors, models, filters, index, store, HTTP,
+static files, command line.
 """
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ CACHED_ANSWERS, CACHED_BYTES = 32, 1 << 18  # kept by a reader: how many, of how
 IDLE_READERS = 8                         # open connections kept for the next requests
 
 INF, FLOAT_MAX = float("inf"), sys.float_info.max
-FIRST_ID = -(1 << 63)                    # less than the id of any point
+FIRST_ID, LAST_ID = -(1 << 63), (1 << 63) - 1   # that SQLite can give
 MINIMISED_WORDS = frozenset(re.findall(
     r"\w+", "loss losses err error errors mse rmse mae mape nll perplexity ppl bpc wer cer fid "
              "time duration latency seconds ms cost regret divergence kl brier ece"))
@@ -191,7 +191,14 @@ class ArtifactFile(BaseModel):
     url: str = _about("address to download it from")
 
 
-class RunDetail(RunSummary):
+class ComparedRun(RunSummary):
+    """One run of a comparison."""
+    metrics: list[MetricSummary] = _about("one per metric, by name")
+    artifacts: list[str] = _about("recorded paths")
+    git_diff: str | None = _about("changes against git_hash")
+
+
+class RunDetail(ComparedRun):
     """One run, whole."""
     pid: int | None = _about("process id")
     cwd: str | None = _about("working directory at the start")
@@ -200,20 +207,10 @@ class RunDetail(RunSummary):
     resumptions: list[dict[str, Any]] = _about(
         "at, hostname, pid, command, git_hash and params of each resumption, oldest first")
     device_info: dict[str, Any] = _about("machine, CPU, memory in bytes, GPUs")
-    git_diff: str | None = _about("changes against git_hash")
     pip_freeze: str | None = _about("name==version, one a line")
-    artifacts: list[str] = _about("recorded paths")
-    artifact_files: list[ArtifactFile] = _about("the same with kind, size and existence")
-    metrics: list[MetricSummary] = _about("one per metric, by name")
+    artifact_files: list[ArtifactFile] = _about("artifacts with kind, size and existence")
     metrics_url: str = _about("address of the curves")
     child_run_ids: list[str] = _about("runs begun inside this one, oldest first")
-
-
-class ComparedRun(RunSummary):
-    """One run of a comparison."""
-    metrics: list[MetricSummary] = _about("one per metric, by name")
-    artifacts: list[str] = _about("recorded paths")
-    git_diff: str | None = _about("changes against git_hash")
 
 
 class BestOf(BaseModel):
@@ -428,8 +425,7 @@ WINDOW = (
     Param("x", "choice", "the axis", choices=("epoch", "step", "time"), default="epoch"),
     Param("from", "number", "least x (unix seconds where x is time)"),
     Param("to", "number", "largest x"),
-    Param("since", "integer", "only points after this cursor", least=0, most=(1 << 63) - 1,
-          default=0),
+    Param("since", "integer", "only points after this cursor", least=0, most=LAST_ID, default=0),
     Param("max_points", "integer", "most buckets a curve", most=MAX_POINTS, default=DEFAULT_POINTS))
 COMPARED = (Param("ids", "text", "runs to compare, each by its id or a unique beginning of it",
                   max_times=MAX_COMPARED, min_times=2),)
@@ -437,8 +433,7 @@ CURVE_RUNS = (Param("ids", "text", "runs, each by its id or a unique beginning o
                     max_times=MAX_CURVE_RUNS, min_times=1),)
 INGESTED = (
     Param("journal", "journal", "whose lines the body holds", min_times=1),
-    Param("offset", "integer", "bytes of the journal before them", least=0, most=(1 << 63) - 1,
-          min_times=1),
+    Param("offset", "integer", "bytes of it before them", least=0, most=LAST_ID, min_times=1),
     Param("death", "text", "where its process was found gone: the words to close the run with"))
 
 
@@ -521,13 +516,12 @@ class RunQuery:
 
     def conditions(self, *, is_metric_joined: bool = False) -> str:
         """Give the WHERE text; a metric that the statement joins already is left out."""
-        extra = []
-        if self.metric and not is_metric_joined:
-            extra = ["r.run_id IN (SELECT run_id FROM metric_summary "
-                     "WHERE metric_name = :metric_name"
-                     + (")" if self.metric[1:] == (-INF, INF) else
-                        " AND value BETWEEN :metric_min AND :metric_max)")]
-        return "\n  AND ".join([*self.where, *extra])
+        where = list(self.where)
+        if self.metric and not is_metric_joined:         # without limits, NaN counts too
+            limits = " AND value BETWEEN :metric_min AND :metric_max"
+            where.append("r.run_id IN (SELECT run_id FROM metric_summary WHERE metric_name = "
+                         f":metric_name{limits * (self.metric[1:] != (-INF, INF))})")
+        return "\n  AND ".join(where)
 
 
 _SUBSTRING = "r.rowid IN (SELECT rowid FROM runs WHERE {0} IS NOT NULL AND {1})"
@@ -600,13 +594,11 @@ def page_statements(query: RunQuery) -> tuple[str, str, str]:
         column = {"timestamp": "timestamp", "duration": "duration_s"}[kind]
         source, ranked, lacks = "runs r", f"r.{column} IS NOT NULL", f"r.{column} IS NULL"
         order = f"r.{column} {way}, r.run_id {way}"
+    ranks = f"FROM {source}\nWHERE {ranked}\n  AND {query.conditions(is_metric_joined=is_joined)}"
     page = "LIMIT :limit OFFSET :offset"
-    return (f"SELECT {columns}\nFROM {source}\nWHERE {ranked}\n  AND "
-            f"{query.conditions(is_metric_joined=is_joined)}\nORDER BY {order}\n{page}",
+    return (f"SELECT {columns}\n{ranks}\nORDER BY {order}\n{page}",
             f"SELECT {columns}\nFROM runs r\nWHERE {query.conditions()}\n  AND {lacks}\n"
-            f"ORDER BY r.timestamp DESC, r.run_id DESC\n{page}",
-            f"SELECT count(*)\nFROM {source}\nWHERE {ranked}\n  AND "
-            f"{query.conditions(is_metric_joined=is_joined)}")
+            f"ORDER BY r.timestamp DESC, r.run_id DESC\n{page}", f"SELECT count(*)\n{ranks}")
 
 
 def load_json(text: str | None, default: Any) -> Any:
@@ -625,8 +617,8 @@ def direction(metric_name: str) -> str:
 
 
 # --- Index --------------------------------------------------------------------
-# What makes reading fast, made when AI-Lab first opens a lab and kept by triggers from then on,
-# whoever writes the two public tables: the logger, or any SQLite tool.
+# What makes reading fast, made when AI-Lab first opens a lab and kept from then on, whoever writes
+# the two public tables, the logger or any SQLite tool: by triggers, and for points by refresh().
 
 _SYSTEM = "(metric_name >= 'system/' AND metric_name < 'system0')"   # shown where it is named
 _AT = [f"{which}_{field}" for which in ("first", "last", "min", "max")
@@ -699,7 +691,6 @@ _INDEX_FINALS = _FORGET_FINALS.format("NEW") + f"""
         ON CONFLICT (run_id, metric_name) DO UPDATE SET value = excluded.value, is_returned = 1;"""
 _MARK = ("INSERT OR IGNORE INTO stale SELECT {0}.run_id, {0}.metric_name "
          "WHERE typeof({0}.run_id) = 'text' AND typeof({0}.metric_name) = 'text';")
-_POINTS = "FROM run_metrics WHERE typeof(run_id) = 'text' AND typeof(metric_name) = 'text'"
 _INDEX_SCHEMA = f"""
 CREATE TABLE metric_summary (        -- one row per run and metric
     run_id TEXT NOT NULL,
@@ -747,7 +738,8 @@ CREATE TRIGGER runs_delete AFTER DELETE ON runs
     BEGIN {_FORGET_TEXT.format("OLD")} {_FORGET_FINALS.format("OLD")} END;;
 CREATE TRIGGER run_metrics_replace BEFORE INSERT ON run_metrics  -- REPLACE fires no DELETE trigger
     WHEN NEW.id <> -1 AND NEW.id <= (SELECT id FROM summarised)  -- -1: SQLite will choose the id
-    BEGIN INSERT OR IGNORE INTO stale SELECT run_id, metric_name {_POINTS} AND id = NEW.id;
+    BEGIN INSERT OR IGNORE INTO stale SELECT run_id, metric_name FROM run_metrics WHERE
+        id = NEW.id AND typeof(run_id) = 'text' AND typeof(metric_name) = 'text';
     {_MARK.format("NEW")} END;;
 CREATE TRIGGER run_metrics_update AFTER UPDATE ON run_metrics
     BEGIN {_MARK.format("OLD")} {_MARK.format("NEW")} END;;
@@ -841,19 +833,16 @@ def _dead(conn: sqlite3.Connection) -> list[tuple[str, str]]:
     return [(row[0], words) for row in running if (words := lab_logger.death(*row[1:]))]
 
 
-_LAST = "max(ifnull(heartbeat_at, timestamp), timestamp)"
-
-
 def close_dead(conn: sqlite3.Connection, run_id: str, words: str, part: str | None = None) -> None:
-    """Close, in a transaction of the caller, a run whose process is gone or lost.
+    """Close, in a transaction of the caller, a run with the words of lab_logger.death().
 
-    Args:
-        words: of lab_logger.death(); when the run was last heard of is added, and how full the
-            memory was then, where that explains its end.
-        part: of the run's journal that the process wrote; it closes nothing that was resumed since.
+    Added is when the run was last heard of, and how full the memory was then, where that explains
+    its end. Of a run that was resumed, only the newest `part` of its journal may close it.
     """
-    found = conn.execute(f"SELECT {_LAST}, resumptions_json FROM runs WHERE run_id = ? AND "
-                         "(status = 'running' OR end_reason LIKE 'lost:%')", (run_id,)).fetchone()
+    found = conn.execute(
+        "SELECT max(ifnull(heartbeat_at, timestamp), timestamp), resumptions_json FROM runs "
+        "WHERE run_id = ? AND (status = 'running' OR end_reason LIKE 'lost:%')",
+        (run_id,)).fetchone()
     if not found or part not in (None, (parts_of(found[1]) or [("", {})])[-1][0]):
         return
     last, kind = found[0], "last" if words.startswith("lost:") else "last sign of life"
@@ -887,13 +876,14 @@ def parts_of(resumptions_json: str | None) -> list[tuple[str, dict]]:
 # --- Store --------------------------------------------------------------------
 # Connection first, plain data out. No statement runs once per run of a list.
 
-def open_store(path: str) -> sqlite3.Connection:
-    """Open the lab for reading, with all that processes left behind taken in first if possible."""
+def open_store(path: str, mode: str = "ro") -> sqlite3.Connection:
+    """Open a lab that is there, with all that processes left behind taken in first if possible."""
     if lab_logger.pending(path) or os.path.exists(path):
         with (contextlib.suppress(StoreError, sqlite3.Error),  # a read-only file can still be read
               contextlib.closing(open_lab(path, timeout_s=READ_WAIT_S)) as conn):
             take_in(conn, path)
-    return open_lab(path, "ro", WRITE_WAIT_S)
+    conn = open_lab(path, "ro", WRITE_WAIT_S)
+    return conn if mode == "ro" else open_lab(path, mode, WRITE_WAIT_S)
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
@@ -932,21 +922,19 @@ def _no_run(conn: sqlite3.Connection, run_id: str, is_trash: bool) -> NotFound:
     if is_trash:
         return NotFound(f"there is no run {shown!r} in the trash")
     if conn.execute("SELECT 1 FROM runs WHERE run_id = ?", (run_id,)).fetchone():
-        return NotFound(f"the run {shown!r} is in the trash: "
-                        f"`ailab restore {shown}` brings it back")
-    if len(run_id) < MIN_PREFIX:
-        return NotFound(f"there is no run {shown!r} in this lab: give its id, or at least the "
-                        f"first {MIN_PREFIX} characters of it")
-    return NotFound(f"there is no run {shown!r} in this lab: `ailab runs` lists what there is")
+        return NotFound(f"run {shown!r} is in the trash: `ailab restore {shown}` brings it back")
+    hint = ("`ailab runs` lists what there is" if len(run_id) >= MIN_PREFIX else
+            f"give its id, or at least the first {MIN_PREFIX} characters of it")
+    return NotFound(f"there is no run {shown!r} in this lab: {hint}")
 
 
-def list_runs(conn: sqlite3.Connection, query: RunQuery, *, limit: int,
-              offset: int = 0) -> list[dict]:
+def list_runs(conn: sqlite3.Connection, query: RunQuery, *, limit: int, offset: int = 0,
+              has_rest: bool = True) -> list[dict]:
     """List runs as RunSummary dicts in the query's order, those without what it sorts by last."""
     ranked, rest, count = page_statements(query)
     bound = {**query.bound, "limit": limit, "offset": offset}
     rows = conn.execute(ranked, bound).fetchall()
-    if len(rows) < limit:
+    if has_rest and len(rows) < limit:
         n_ranked = offset + len(rows)
         if offset and not rows:
             n_ranked = conn.execute(count, bound).fetchone()[0]
@@ -977,14 +965,9 @@ def _summaries(conn: sqlite3.Connection, rows: list[tuple],
         finals[run_id][name] = number(value)
         if epoch.__class__ is int and epoch > epochs.get(run_id, -1):
             epochs[run_id] = epoch
-    runs = []
-    for row in rows:
-        run = dict(zip(SUMMARY_COLUMNS, row, strict=False))
-        run["params"] = load_json(row[-1], {})
-        run["final_metrics"] = finals[run["run_id"]]
-        run["n_epochs_logged"] = epochs.get(run["run_id"])
-        runs.append(run)
-    return runs
+    return [{**dict(zip(SUMMARY_COLUMNS, row, strict=False)), "params": load_json(row[-1], {}),
+             "final_metrics": finals[row[0]], "n_epochs_logged": epochs.get(row[0])}
+            for row in rows]
 
 
 def number(value: Any) -> float | str:
@@ -1001,9 +984,9 @@ def get_run(conn: sqlite3.Connection, run_id: str) -> dict:
     run_id = resolve(conn, run_id)
     run = _details(conn, [run_id])[run_id]
     url = f"/runs/{quote(run_id, safe='')}"
-    run["artifact_files"] = [
-        _artifact_file(None if run["received_from"] else run["cwd"] or "", url, *pair)
-        for pair in enumerate(run["artifacts"])]
+    cwd = None if run["received_from"] else run["cwd"] or ""
+    run["artifact_files"] = [_artifact_file(cwd, url, index, path)
+                             for index, path in enumerate(run["artifacts"])]
     run["metrics_url"] = f"{url}/metrics"
     run["child_run_ids"] = [row[0] for row in conn.execute(
         "SELECT run_id FROM runs WHERE parent_run_id = ? AND deleted_at IS NULL "
@@ -1012,11 +995,9 @@ def get_run(conn: sqlite3.Connection, run_id: str) -> dict:
 
 
 _MACHINE = (                             # what a run's system metrics come down to
-    (r"process_memory_gib", "peak memory {peak:.1f} GiB"),
-    (r"memory_percent", "the machine's {peak:.0f} % full"),
-    (r"process_cpu_percent", "mean CPU {mean:.0f} % of a core"),
-    (r"gpu\.(\d+)\.utilization_percent", "mean GPU {0} {mean:.0f} %"),
-    (r"gpu\.(\d+)\.memory_gib", "peak memory of GPU {0} {peak:.1f} GiB"))
+    ("process_memory_gib", "peak memory {peak:.1f} GiB"),
+    ("process_cpu_percent", "mean CPU {mean:.0f} % of a core"),
+    (r"gpu\.(\d+)\.utilization_percent", "mean GPU {0} {mean:.0f} %"))
 
 
 def machine_use(conn: sqlite3.Connection, run_id: str) -> str:
@@ -1062,9 +1043,8 @@ _METRIC_FIELDS = [name for name in MetricSummary.model_fields if name != "direct
 
 
 def _metric_summary(metric: dict) -> dict:
-    metric["direction"] = direction(metric["metric_name"])
-    metric["is_returned"] = bool(metric["is_returned"])
-    metric["value"] = number(metric["value"])
+    metric.update(direction=direction(metric["metric_name"]), value=number(metric["value"]),
+                  is_returned=bool(metric["is_returned"]))
     for name in ("first_value", "last_value"):
         metric[name] = number(metric[name]) if metric["n_points"] else None
     for name in metric:
@@ -1207,7 +1187,8 @@ def compare_runs(conn: sqlite3.Connection, run_ids: list[str]) -> dict:
     details = _details(conn, ids)
     runs = [details[run_id] for run_id in ids]
     params = [flatten(run["params"]) for run in runs]
-    packages = [_packages(run["pip_freeze"]) for run in runs]
+    packages = [dict(re.findall(r"(?m)^[ \t]*(.*?) *== *(.*?)\s*$", run["pip_freeze"] or ""))
+                for run in runs]
     metric_keys = sorted({name for run in runs for name in run["final_metrics"]})
     param_keys = sorted({name for flat in params for name in flat})
     best = {name: _best(name, runs) for name in metric_keys}
@@ -1231,11 +1212,6 @@ def _typed(flat: dict[str, Any], name: str) -> tuple:
     return type(value).__name__, json.dumps(value, sort_keys=True, default=str)
 
 
-def _packages(freeze: str | None) -> dict[str, str]:
-    pairs = (line.partition("==") for line in (freeze or "").splitlines())
-    return {name.strip(): version.strip() for name, equals, version in pairs if equals}
-
-
 def _best(metric_name: str, runs: list[dict]) -> dict | None:
     values = {run["run_id"]: float(run["final_metrics"].get(metric_name, "nan")) for run in runs}
     finite = [value for value in values.values() if math.isfinite(value)]
@@ -1256,24 +1232,20 @@ def leaderboard(conn: sqlite3.Connection, given: dict[str, Any]) -> list[dict]:
     is_ascending = given["order"] == "asc" or (given["order"] == "best" and way == "minimize")
     query = run_query({**given, "sort": f"metrics.{name}",
                        "order": "asc" if is_ascending else "desc"})
-    rows = conn.execute(page_statements(query)[0],
-                        {**query.bound, "limit": given["top_k"], "offset": 0}).fetchall()
-    if not rows:
+    runs = list_runs(conn, query, limit=given["top_k"], has_rest=False)
+    if not runs:
         _check_metric(conn, name)
     return [{**run, "rank": rank, "metric_name": name, "metric_value": run["final_metrics"][name],
-             "direction": way} for rank, run in enumerate(_summaries(conn, rows, query.bound), 1)]
+             "direction": way} for rank, run in enumerate(runs, 1)]
 
 
 def _check_metric(conn: sqlite3.Connection, metric_name: str) -> None:
     names = [metric["metric_name"] for metric in list_metrics(conn, "true")]
-    if metric_name in names:
-        return
-    import difflib
-    near = difflib.get_close_matches(metric_name, names, 3, 0.5) or names[:5]
-    hint = "no run has logged any yet"
-    if near:
-        hint = "did you mean " + " or ".join(map(repr, near)) + "?"
-    raise NotFound(f"no run has a metric {metric_name[:80]!r}: {hint}")
+    if metric_name not in names:
+        import difflib
+        near = difflib.get_close_matches(metric_name, names, 3, 0.5) or names[:5]
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "none was logged yet"
+        raise NotFound(f"no run has a metric {metric_name[:80]!r}: {hint}")
 
 
 def set_note(conn: sqlite3.Connection, run_id: str, note: str | None) -> dict:
@@ -1341,7 +1313,7 @@ def lab_overview(conn: sqlite3.Connection) -> dict:
             "experiments": experiments, **words, "params": params, "metrics": list_metrics(conn)}
 
 
-def open_artifact(conn: sqlite3.Connection, run_id: str, index: int, db_path: str,
+def open_artifact(conn: sqlite3.Connection, run_id: str, index: str, db_path: str,
                   roots: list[str]) -> tuple[Any, str]:
     """Open a recorded file for reading: (binary file, its name).
 
@@ -1354,13 +1326,14 @@ def open_artifact(conn: sqlite3.Connection, run_id: str, index: int, db_path: st
     cwd, text, sender = conn.execute("SELECT cwd, artifacts_json, received_from FROM runs "
                                      "WHERE run_id = ?", (run_id,)).fetchone()
     paths = [] if sender else [str(path) for path in load_json(text, [])]
-    refusal = NotFound(f"the run has no artifact {index} that can be downloaded: it is missing, or "
-                       "lies outside the run's working directory and AILAB_ARTIFACT_ROOTS")
-    if not 0 <= index < len(paths):
+    refusal = NotFound(f"the run has no artifact {index[:9]} to download: it is missing, "
+                       "or lies outside the run's working directory and AILAB_ARTIFACT_ROOTS")
+    if not re.fullmatch(r"\d{1,6}", index, re.ASCII) or int(index) >= len(paths):
         raise refusal
     try:
-        full = os.path.realpath(os.path.join(cwd or os.sep, paths[index]))
-        if "://" in paths[index] or not _is_servable(full, [cwd or "", *roots], db_path):
+        path = paths[int(index)]
+        full = os.path.realpath(os.path.join(cwd or os.sep, path))
+        if "://" in path or not _is_servable(full, [cwd or "", *roots], db_path):
             raise refusal
         flags = [getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")]
         return os.fdopen(os.open(full, sum(flags)), "rb"), os.path.basename(full)
@@ -1406,8 +1379,8 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 
 @dataclass
-class Reader:
-    """A read-only connection, the file it is of, and answers made since that file last changed."""
+class Connection:
+    """A connection, the file it is of, and a reader's answers made since that file last changed."""
     conn: sqlite3.Connection
     file: tuple | None
     version: int = 0
@@ -1427,14 +1400,12 @@ class Store:
     """A server's way to the lab: readers to borrow, and one writer behind a lock."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
-        self.lock = threading.RLock()
-        self.writer: sqlite3.Connection | None = None
-        self.written: tuple | None = None
-        self.idle: list[Reader] = []
+        self.path, self.lock = path, threading.RLock()
+        self.writer: Connection | None = None
+        self.idle: list[Connection] = []
 
     @contextlib.contextmanager
-    def read(self) -> Iterator[Reader]:
+    def read(self) -> Iterator[Connection]:
         """Lend a reader for one answer, inside a transaction: all its queries see one state."""
         reader, is_good = None, True
         with contextlib.suppress(IndexError):
@@ -1442,7 +1413,7 @@ class Store:
         if reader is None or reader.file != file_key(self.path):
             if reader is not None:
                 reader.conn.close()
-            reader = Reader(open_lab(self.path, "ro", READ_WAIT_S), file_key(self.path))
+            reader = Connection(open_lab(self.path, "ro", READ_WAIT_S), file_key(self.path))
         try:
             self._catch_up(reader)
             reader.conn.execute("BEGIN")
@@ -1459,7 +1430,7 @@ class Store:
             else:
                 reader.conn.close()
 
-    def _catch_up(self, reader: Reader) -> None:
+    def _catch_up(self, reader: Connection) -> None:
         version = reader.conn.execute("PRAGMA data_version").fetchone()[0]
         if version == reader.version:
             return
@@ -1480,12 +1451,11 @@ class Store:
         if not self.lock.acquire(timeout=wait_s):
             raise StoreError("the lab is busy: try again in a moment")
         try:
-            if self.writer is None or self.written != file_key(self.path):
+            if self.writer is None or self.writer.file != file_key(self.path):
                 self._drop_writer()
-                self.writer = open_lab(self.path, timeout_s=wait_s)
-                self.written = file_key(self.path)
-            self.writer.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
-            yield self.writer
+                self.writer = Connection(open_lab(self.path, timeout_s=wait_s), file_key(self.path))
+            self.writer.conn.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
+            yield self.writer.conn
         except sqlite3.Error:
             self._drop_writer()
             raise
@@ -1494,7 +1464,7 @@ class Store:
 
     def _drop_writer(self) -> None:
         if self.writer is not None:
-            self.writer.close()
+            self.writer.conn.close()
         self.writer = None
 
     def close(self) -> None:
@@ -1520,7 +1490,6 @@ class Request(NamedTuple):
     conn: Any                            # a reader's; the writer's for PATCH and DELETE; or None
     given: dict[str, Any]
     body: Any
-    path: str
     pairs: list[tuple[str, str]]
     client: str                          # address it came from
 
@@ -1535,10 +1504,9 @@ def overview(request: Request) -> dict:
 
 def page_of_runs(request: Request) -> Reply:
     """List runs, with their number and the neighbouring pages in the headers."""
-    query, given = run_query(request.given), request.given
-    runs = list_runs(request.conn, query, limit=given["limit"], offset=given["offset"])
+    query, at, limit = run_query(request.given), request.given["offset"], request.given["limit"]
+    runs = list_runs(request.conn, query, limit=limit, offset=at)
     total = count_runs(request.conn, query)
-    at, limit = given["offset"], given["limit"]
     links = [("first", 0), *([("prev", max(0, at - limit))] if at else []),
              *([("next", at + limit)] if at + limit < total else [])]
     kept = [pair for pair in request.pairs if pair[0] != "offset"]
@@ -1550,8 +1518,7 @@ def page_of_runs(request: Request) -> Reply:
 def artifact(request: Request) -> Reply:
     """Send a recorded file as an attachment that runs nowhere."""
     server, given = request.server, request.given
-    index = int(given["index"]) if re.fullmatch(r"\d{1,6}", given["index"], re.ASCII) else -1
-    file, name = open_artifact(request.conn, given["run_id"], index, server.store.path,
+    file, name = open_artifact(request.conn, given["run_id"], given["index"], server.store.path,
                                server.artifact_roots)
     return Reply(file=file, content_type="application/octet-stream", headers=(
         ("Content-Disposition",
@@ -1567,10 +1534,8 @@ def ingest(request: Request) -> dict:
     try:
         held, status = lab_logger.take_lines(
             conn, journal, given["offset"], lines[:lines.rfind(b"\n") + 1], request.client)
-    except StoreError as error:
-        raise LabError(str(error), 409) from error
-    except ValueError as error:
-        raise BadQuery(str(error)) from error
+    except (StoreError, ValueError) as error:
+        raise LabError(str(error), 409 if isinstance(error, StoreError) else 422) from error
     if death and status in ("running", "lost"):
         with lab_logger.transaction(conn):
             close_dead(conn, run_id, death[:300], part)
@@ -1601,46 +1566,42 @@ class Route(NamedTuple):
     params: tuple[Param, ...] = ()
     body: Any = None                     # model of a JSON body, or bytes: journal lines
     needs: str = "read"                  # of the store: read, write, or nothing
-    is_cached: bool = False              # the answer depends on the store alone
+    is_cached: bool = True               # what is read depends on the store alone, and on no file
 
 
 ROUTES = (
     Route("GET", "/health", "Whether the server is there", lambda r: {
         "status": "ok", "project": r.server.project, "version": lab_logger.__version__},
         Health, needs=""),
-    Route("GET", "/lab", "The lab at a glance", overview, Lab, is_cached=True),
-    Route("GET", "/runs", "List runs", page_of_runs, list[RunSummary], RUN_FILTERS + PAGE,
-          is_cached=True),
+    Route("GET", "/lab", "The lab at a glance", overview, Lab),
+    Route("GET", "/runs", "List runs", page_of_runs, list[RunSummary], RUN_FILTERS + PAGE),
     Route("GET", "/runs/leaderboard", "Rank runs by a metric",
-          lambda r: leaderboard(r.conn, r.given), list[LeaderboardRow], BOARD, is_cached=True),
+          lambda r: leaderboard(r.conn, r.given), list[LeaderboardRow], BOARD),
     Route("GET", "/runs/compare", "Put 2 to 20 runs side by side",
-          lambda r: compare_runs(r.conn, r.given["ids"]), RunComparison, COMPARED, is_cached=True),
+          lambda r: compare_runs(r.conn, r.given["ids"]), RunComparison, COMPARED),
     Route("GET", "/runs/{run_id}", "One run, whole",
-          lambda r: get_run(r.conn, r.given["run_id"]), RunDetail),
+          lambda r: get_run(r.conn, r.given["run_id"]), RunDetail, is_cached=False),
     Route("DELETE", "/runs/{run_id}", "Move a run to the trash",
           lambda r: delete_run(r.conn, r.given["run_id"]), Deleted, needs="write"),
     Route("GET", "/runs/{run_id}/metrics", "Curves of a run",
-          lambda r: run_metrics(r.conn, [r.given["run_id"]], r.given), Curves, WINDOW,
-          is_cached=True),
+          lambda r: run_metrics(r.conn, [r.given["run_id"]], r.given), Curves, WINDOW),
     Route("PATCH", "/runs/{run_id}/note", "Write a run's note",
-          lambda r: set_note(r.conn, r.given["run_id"], r.body.note), RunDetail, body=NoteUpdate,
+          lambda r: set_note(r.conn, r.given["run_id"], r.body.note), RunDetail, (), NoteUpdate,
           needs="write"),
-    Route("GET", "/runs/{run_id}/artifacts/{index}", "Download a recorded file", artifact),
+    Route("GET", "/runs/{run_id}/artifacts/{index}", "Download a recorded file", artifact,
+          is_cached=False),
     Route("GET", "/curves", "Curves of several runs",
-          lambda r: run_metrics(r.conn, r.given["ids"], r.given), Curves, CURVE_RUNS + WINDOW,
-          is_cached=True),
+          lambda r: run_metrics(r.conn, r.given["ids"], r.given), Curves, CURVE_RUNS + WINDOW),
     Route("GET", "/experiments", "List experiments", lambda r: list_experiments(r.conn),
-          list[ExperimentSummary], is_cached=True),
-    Route("GET", "/metrics", "List metrics", lambda r: list_metrics(r.conn), list[MetricInfo],
-          is_cached=True),
+          list[ExperimentSummary]),
+    Route("GET", "/metrics", "List metrics", lambda r: list_metrics(r.conn), list[MetricInfo]),
     Route("POST", "/ingest", "Take in journal lines from another machine", ingest, Held, INGESTED,
-          body=bytes, needs="write"),
+          bytes, needs="write"),
     Route("POST", "/agent/query", "Ask the assistant",
-          lambda r: ask_agent(r.body.query, r.server.url, r.server.token), AgentAnswer,
-          body=AgentQuery, needs=""),
+          lambda r: ask_agent(r.body.query, r.server.url, r.server.token), AgentAnswer, (),
+          AgentQuery, needs=""),
     Route("GET", "/openapi.json", "This description", lambda r: openapi(r.server.project),
-          dict[str, Any], needs=""))
-PAGES = (
+          dict[str, Any], needs=""),
     Route("GET", "/", "The dashboard", lambda r: static_file("index.html"), needs=""),
     Route("GET", "/static/{path}", "A file of the dashboard",
           lambda r: static_file(r.given["path"]), needs=""))
@@ -1651,7 +1612,7 @@ def match_route(method: str, path: str) -> tuple[Route, dict[str, str]]:
 
     Raises: LabError 404, or 405 with Allow.
     """
-    fits = [(route, found) for route in (*PAGES, *ROUTES)
+    fits = [(route, found) for route in ROUTES
             if (found := _pattern(route.path).fullmatch(path))]
     if not fits:
         raise NotFound("there is nothing at this address: GET /openapi.json lists what there is")
@@ -1682,7 +1643,7 @@ def openapi(project: str = "ai-lab") -> dict:
     _, schemas = models_json_schema([(models[name], "validation") for name in sorted(models)],
                                     ref_template="#/components/schemas/{model}")
     paths: dict[str, dict] = {}
-    for route in (*PAGES, *ROUTES):
+    for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     return {"openapi": "3.1.0", "paths": paths, "components": {"schemas": schemas["$defs"]},
             "info": {"title": f"{project}: AI-Lab", "version": lab_logger.__version__}}
@@ -1851,7 +1812,11 @@ class Handler(BaseHTTPRequestHandler):
         body = b"" if is_large else self.read_body(MAX_BODY_BYTES)
         self.guard()
         path, _, query = self.path.partition("?")
-        pairs = self.pairs(query)
+        try:
+            pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=500)
+        except ValueError:               # UnicodeDecodeError is one
+            raise BadQuery("the query is not UTF-8, or has more than 500 parameters: "
+                           "percent-encode UTF-8 text") from None
         if (entered := self.enter(path, pairs)) is not None:
             return entered
         method = "GET" if self.command == "HEAD" else self.command
@@ -1862,7 +1827,7 @@ class Handler(BaseHTTPRequestHandler):
         given = {**parse_params(route.params, pairs), **parts}
 
         def make(conn: sqlite3.Connection | None) -> Reply:
-            made = route.endpoint(Request(self.server, conn, given, parsed, path, pairs,
+            made = route.endpoint(Request(self.server, conn, given, parsed, pairs,
                                           self.client_address[0]))
             return made if isinstance(made, Reply) else Reply(encode(made))
         try:
@@ -1882,13 +1847,6 @@ class Handler(BaseHTTPRequestHandler):
                 return made
         except (StoreError, sqlite3.Error) as error:
             raise self.server.store_problem(error) from error
-
-    def pairs(self, query: str) -> list[tuple[str, str]]:
-        try:
-            return parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=500)
-        except ValueError:               # UnicodeDecodeError is one
-            raise BadQuery("the query is not UTF-8, or has more than 500 parameters: "
-                           "percent-encode UTF-8 text") from None
 
     def body_length(self) -> int:
         """Read how long the body is."""
@@ -2047,14 +2005,14 @@ class LabServer(ThreadingHTTPServer):
     project: str
     token: str | None
 
-    def __init__(self, address: tuple[str, int], store: Store, project: str,
-                 token: str | None) -> None:
-        self.store, self.project, self.token = store, project, token
+    def __init__(self, address: tuple[str, int], store: Store, project: str, token: str | None,
+                 is_verbose: bool) -> None:
+        self.store, self.project, self.token, self.is_verbose = store, project, token, is_verbose
         self.is_loopback = is_loopback(address[0])
         self.hosts = {"localhost", "127.0.0.1", "[::1]", address[0].lower(),
                       f"[{address[0].lower()}]"}
-        self.artifact_roots: list[str] = []
-        self.is_verbose = False
+        roots = lab_logger.setting("AILAB_ARTIFACT_ROOTS")[0]
+        self.artifact_roots = list(filter(None, roots.split(os.pathsep)))
         self.n_open = 0                  # requests being answered
         self.slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.is_over = threading.Event()
@@ -2144,12 +2102,8 @@ def make_server(db_path: str, host: str = "127.0.0.1", port: int = 0, *, token: 
     path = os.path.abspath(db_path)
     with contextlib.suppress(StoreError):
         open_lab(path, timeout_s=READ_WAIT_S).close()
-    server = LabServer((host, port), Store(path),
-                       project or lab_logger.setting("PROJECT_NAME", "ai-lab")[0], token)
-    roots = lab_logger.setting("AILAB_ARTIFACT_ROOTS")[0]
-    server.artifact_roots = list(filter(None, roots.split(os.pathsep)))
-    server.is_verbose = is_verbose
-    return server
+    project = project or lab_logger.setting("PROJECT_NAME", "ai-lab")[0]
+    return LabServer((host, port), Store(path), project, token, is_verbose)
 
 
 # --- Static files -------------------------------------------------------------
@@ -2400,20 +2354,12 @@ def cmd_metrics(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[
             print(f"{clean(file['path'])}{'' if file['exists'] else ' (missing)'}")
 
 
-@contextlib.contextmanager
-def writing(path: str) -> Iterator[sqlite3.Connection]:
-    """Open the lab for one change; a lab that is not there is not made."""
-    open_store(path).close()
-    with contextlib.closing(open_lab(path, timeout_s=WRITE_WAIT_S)) as conn:
-        yield conn
-
-
 def cmd_note(args: argparse.Namespace) -> int:
     """Write a run's note."""
     if (args.text is None) != args.clear:
         args.parser.error("give the note's text, or --clear")
     text = validated(NoteUpdate, {"note": args.text}).note
-    with writing(args.db) as conn:
+    with contextlib.closing(open_store(args.db, "rw")) as conn:
         run = set_note(conn, args.run, text)
     if args.json:
         print_json(run)
@@ -2424,7 +2370,7 @@ def cmd_note(args: argparse.Namespace) -> int:
 
 def cmd_delete(args: argparse.Namespace) -> int:
     """Move runs to the trash, from where `restore` brings them back."""
-    with writing(args.db) as conn:
+    with contextlib.closing(open_store(args.db, "rw")) as conn:
         for run_id in [resolve(conn, run_id) for run_id in args.runs]:
             gone = delete_run(conn, run_id)
             if args.json:
@@ -2437,17 +2383,14 @@ def cmd_delete(args: argparse.Namespace) -> int:
 
 def cmd_restore(args: argparse.Namespace) -> int:
     """Bring runs back from the trash."""
-    with writing(args.db) as conn:
+    with contextlib.closing(open_store(args.db, "rw")) as conn:
         for run_id in args.runs:
             print(f"{clean(restore_run(conn, run_id))} is back")
     return 0
 
 
 def _setting(key: str, flag: Any, default: str, check: Callable[[str], Any] = str) -> Any:
-    """Read a setting: its flag, environment, nearest .env, default.
-
-    Raises: LabError naming key, value and where it came from, for what `check` refuses.
-    """
+    """Read a setting: its flag, environment, nearest .env, default; LabError where it is bad."""
     if flag is not None:
         return flag
     text, source = lab_logger.setting(key, default)
@@ -2478,7 +2421,6 @@ def cmd_serve(args: argparse.Namespace) -> int:
         server = make_server(args.db, host, port, token=token, is_verbose=args.verbose)
     except (OSError, OverflowError) as error:
         raise LabError(bind_problem(host, port, error)) from error
-
     try:
         with contextlib.suppress(KeyboardInterrupt):
             signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -2510,8 +2452,8 @@ def cmd_demo(args: argparse.Namespace) -> int:
     """Train the example sweep, serve it, and show what to ask."""
     import importlib.util
     import subprocess
-    sweep = os.path.join(os.path.dirname(os.path.abspath(__file__)), "examples", "train_model",
-                         "sweep.py")
+    here = os.path.dirname(os.path.abspath(__file__))
+    sweep = os.path.join(here, "examples", "train_model", "sweep.py")
     n_runs = 0
     if os.path.exists(args.db):
         with contextlib.closing(open_store(args.db)) as conn:
@@ -2525,8 +2467,7 @@ def cmd_demo(args: argparse.Namespace) -> int:
             raise LabError("the demo trains with packages that are missing "
                            f"({', '.join(missing)}): pip install -e '.[examples]'")
         done = subprocess.run(           # from its clone, so that its artifacts can be downloaded
-            [sys.executable, sweep], check=False, cwd=os.path.dirname(os.path.abspath(__file__)),
-            env={**os.environ, "DB_PATH": args.db})
+            [sys.executable, sweep], check=False, cwd=here, env={**os.environ, "DB_PATH": args.db})
         if done.returncode:
             raise LabError(f"the sweep ended with exit code {done.returncode}; {args.db} has its "
                            "runs")
@@ -2541,11 +2482,10 @@ def http(url: str, token: str | None = None, content: Any = None,
     import urllib.request
     headers = {"Content-Type": "application/json",
                **({"Authorization": f"Bearer {token}"} if token else {})}
-    request = urllib.request.Request(url, None if content is None
-                                     else json.dumps(content).encode(), headers)
+    body = None if content is None else json.dumps(content).encode()
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=timeout_s) as answer:
+        with opener.open(urllib.request.Request(url, body, headers), timeout=timeout_s) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -2620,8 +2560,7 @@ def cmd_doctor(args: argparse.Namespace) -> int:
 
 def check_python(db_path: str) -> Found:
     """Check what runs AI-Lab."""
-    is_new = sys.version_info >= (3, 10)
-    yield is_new, f"Python {sys.version.split()[0]}" + ("" if is_new else ": 3.10 is needed")
+    yield True, f"Python {sys.version.split()[0]}"           # an older one cannot read this file
     version = f"SQLite {sqlite3.sqlite_version}"
     with contextlib.closing(sqlite3.connect(":memory:")) as conn:
         try:
@@ -2661,8 +2600,7 @@ def check_store(db_path: str) -> Found:
 
 def described(journals: list[dict]) -> str:
     """Say how many journals these are of lab_logger.pending(), of what size and age."""
-    n_runs = len({journal["run_id"] for journal in journals})
-    text = (f"{len(journals)} journals of {n_runs} runs, "
+    text = (f"{len(journals)} journals of {len({journal['run_id'] for journal in journals})} runs, "
             f"{sum(journal['bytes'] for journal in journals):,} bytes")
     with contextlib.suppress(OSError):            # it has just been taken in
         minutes = (time.time() - os.stat(journals[0]["path"]).st_mtime) / 60
@@ -2727,8 +2665,7 @@ _RUN = {"help": "a run id, or the beginning of one"}
 _SERVER_FLAGS = (
     ("--host", {"help": "address to bind (AILAB_HOST, else 127.0.0.1); others need the token"}),
     ("--port", {"type": port_number, "help": "port (AILAB_PORT, else 8000); 0 takes a free one"}),
-    ("--token",
-     {"nargs": "?", "const": "", "help": "ask for this token, or for a new one (AILAB_TOKEN)"}),
+    ("--token", {"nargs": "?", "const": "", "help": "ask for this, or a new token (AILAB_TOKEN)"}),
     ("--verbose", {"action": "store_true", "help": "log each request"}),
     ("--quiet", {"action": "store_true", "help": "print nothing at the start"}))
 VERBS: tuple[tuple[Callable, str, tuple, tuple[Param, ...]], ...] = (   # with example and arguments
@@ -2779,20 +2716,18 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit code: 0, 1 failed, 2 wrong usage."""
     if sys.stdout is None:               # `ailab runs >&-`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  as long as the process
-    try:
-        args = build_parser().parse_args(argv)
-    except SystemExit as end:
-        return int(end.code or 0)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    args = argparse.Namespace()
     try:
-        args.db = os.path.abspath(
-            os.path.expanduser(args.db)) if args.db else lab_logger.default_db_path()
+        args = build_parser().parse_args(argv)
+        args.db = (os.path.abspath(os.path.expanduser(args.db)) if args.db
+                   else lab_logger.default_db_path())
         code = args.run_verb(args)
         sys.stdout.flush()
         return code
-    except SystemExit as end:            # a verb's own check of its usage
+    except SystemExit as end:            # argparse's, or a verb's own check of its usage
         return int(end.code or 0)
     except (LabError, StoreError) as error:
         print(f"ailab: {clean(error)}", file=sys.stderr)

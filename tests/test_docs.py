@@ -69,7 +69,7 @@ def test_a_newcomers_command_is_one_line(name):
 def test_the_readme_lists_every_route_and_no_other():
     listed = [tuple(cells[0].split(" ")) for cells in first_cells("HTTP API")]
     assert len(listed) == len(set(listed))
-    routes = {(route.method, route.path) for route in (*ailab.ROUTES, *ailab.PAGES)}
+    routes = {(route.method, route.path) for route in ailab.ROUTES}
     assert set(listed) == routes
 
 

@@ -243,7 +243,7 @@ def test_lines_of_more_than_sixteen_megabytes_are_refused_before_they_are_read(r
 @pytest.mark.parametrize("record", [
     {"set": {"note": {"a": 1}}}, {"set": {"status": None}}, {"m": {"loss": [1]}}, {"m": 5},
     {"m": {"loss": "high"}}, {"set": 5}, {"t": "soon", "m": {"loss": 1}}, {"e": 1 << 70, "m": {
-        "loss": 1}}, {"t": 1e300, "m": {"loss": 1}}, {"artifact": ["x"]}, {"set": {"pid": [1]}}],
+        "loss": 1}}, {"t": 1e300, "m": {"loss": 1}}, {"set": {"pid": [1]}}],
     ids=json.dumps)
 def test_lines_with_what_the_store_cannot_hold_are_refused_and_nothing_is_written(
         lab, api, refused, record):
