@@ -801,8 +801,9 @@ def test_points_that_plain_sql_adds_under_ids_of_old_are_counted(lab, answer):
     add = "INSERT INTO run_metrics (id, run_id, epoch, metric_name, metric_value) VALUES "
     lab.conn.execute(add + "(1000, 'by-id-run', 1, 'loss', 1.0)")
     refresh(lab.conn)
-    lab.conn.execute(add + "(999, 'by-id-run', 2, 'loss', 2.0), (-5, 'by-id-run', 3, 'loss', 3.0)")
-    assert shape_of(answer("run", "by-id-run"))[:5] == [3, 3.0, 3, 1.0, 1]
+    lab.conn.execute(add + "(999, 'by-id-run', 2, 'loss', 2.0), (-5, 'by-id-run', 3, 'acc', 3.0)")
+    assert shape_of(answer("run", "by-id-run"))[:5] == [2, 2.0, 2, 1.0, 1]
+    assert shape_of(answer("run", "by-id-run"), "acc")[:3] == [1, 3.0, 3]
 
 
 def test_points_that_replace_others_leave_no_trace_of_them(lab, answer):
@@ -834,8 +835,13 @@ def test_points_after_all_were_deleted_and_numbered_anew_are_counted(lab, answer
 
 
 def test_new_points_are_read_by_their_ids_alone(lab):
-    plan = " ".join(row[3] for row in lab.conn.execute(
-        "EXPLAIN QUERY PLAN " + ailab._summarise("NOT INDEXED WHERE true"), {"since": 5}))
+    insert_points(lab.conn, lab.ids["lr_01"], [(6, "loss", 1.0)])
+    statements = []
+    lab.conn.set_trace_callback(statements.append)
+    refresh(lab.conn)
+    lab.conn.set_trace_callback(None)
+    [statement] = [text for text in statements if "INSERT INTO metric_summary" in text]
+    plan = " ".join(row[3] for row in lab.conn.execute("EXPLAIN QUERY PLAN " + statement))
     assert "SEARCH run_metrics USING INTEGER PRIMARY KEY (rowid>?)" in plan
     assert "SCAN run_metrics" not in plan         # a lab may hold millions
 
