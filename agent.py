@@ -748,14 +748,15 @@ _SPANS: list[tuple[str, Callable[[re.Match, dt.datetime, dt.datetime], Iterable[
      r"month)s?", lambda m, day, now: (now - _span(m), None))]
 
 # What a machine tells: how an answer calls it, how a question does, metrics, the one to rank by.
-_USE, _HOW = "(?:utili[sz]ation|usage|load|use)", r"how (?:much|busy|full)(?: \w+){0,3}"
+_USE = "(?:utili[sz]ation|usage|use|load|time)"
+_HOW = r"(?:how (?:much|busy)(?: \w+){0,3} |(?<=most ))"
 _MACHINE = [
     ("GPU memory", "(?:gpu|cuda) (?:memory|ram)|vram", r"gpu\.\w+\.mem\w+", "gpu.0.memory_gib"),
     ("GPU temperature", "(?:gpu )?temperatures?|how hot(?:(?: \\w+){0,3} gpus?)?",
      r"gpu\.\w+\.temp\w+", "gpu.0.temperature_c"),
     ("GPU power", "(?:gpu )?(?:power|watts?)(?: draw)?", r"gpu\.\w+\.power_w", "gpu.0.power_w"),
-    ("GPU use", f"gpus? {_USE}|{_HOW} gpus?", r"gpu\.\w+\.util\w+", "gpu.0.utilization_percent"),
-    ("CPU use", f"cpus? {_USE}|{_HOW} cpus?", "(?:process_)?cpu_percent", "process_cpu_percent"),
+    ("GPU use", f"gpus? {_USE}|{_HOW}gpus?", r"gpu\.\w+\.util\w+", "gpu.0.utilization_percent"),
+    ("CPU use", f"cpus? {_USE}|{_HOW}cpus?", "(?:process_)?cpu_percent", "process_cpu_percent"),
     ("disk use", f"(?:free )?disk(?: space| {_USE})?", r"disk_\w+", "disk_percent"),
     ("memory use", f"(?:memory|ram)(?: {_USE})?", r"(?:process_)?memory_\w+", "process_memory_gib")]
 _REASON = (r"\b(?:r[au]n(?:ning)? )?out of (?:(?:gpu|cuda) )?(?:memory|vram|ram)\b|"

@@ -601,7 +601,7 @@ def ended(db_path):
 
 def test_run_view_tells_in_words_how_each_run_ended(ended, visit):
     page = visit(f"#/run?id={GONE_RUN}")
-    for run_id, (status, reason, kind, detail) in ENDS.items():
+    for run_id, (_, reason, kind, detail) in ENDS.items():
         page.goto(page.url.split("#")[0] + f"#/run?id={run_id}")
         box = page.locator(f"article[data-run='{run_id}'] .lab-ending")
         expect(box).to_have_attribute("data-kind", kind)
@@ -695,7 +695,13 @@ def test_system_curves_are_asked_for_when_they_are_shown(ended, visit):
     assert "system=shown" in page.url
     again = visit(page.url.split("/", 3)[3])
     expect(again.locator("section[data-key=System] figure")).to_have_count(5)
+    start = float(memory.get_by_role("slider").get_attribute("aria-valuemin"))
+    assert start == datetime.fromisoformat(stamp(0).replace("Z", "+00:00")).timestamp()
     page.go_back()
+    expect(section.locator("figure")).to_have_count(0)
+    page.go_forward()
+    expect(section.locator("figure")).to_have_count(5)
+    section.get_by_role("button", name="Hide system metrics").click()
     expect(section.locator("figure")).to_have_count(0)
 
 
@@ -742,6 +748,19 @@ def test_live_run_updates_its_system_charts(ended, visit):
     conn.close()
 
 
+def test_run_that_dies_while_it_is_looked_at_shows_how(ended, visit):
+    conn = ailab.open_lab(ended)
+    add_run(conn, "live-run-0001", 50, status="running", hostname="elsewhere", duration_s=None)
+    page = visit("#/run?id=live-run-0001")
+    expect(page.locator("article[data-run='live-run-0001'] .lab-status")).to_contain_text("running")
+    conn.execute(
+        "UPDATE runs SET status = 'killed', end_reason = 'lost: no sign of life from node9' "
+        "WHERE run_id = 'live-run-0001'"
+    )
+    expect(page.locator(".lab-ending")).to_contain_text("no sign of life from node9", timeout=6000)
+    conn.close()
+
+
 def test_system_curves_are_not_asked_for_again_until_there_is_a_sample(ended, visit):
     conn = ailab.open_lab(ended)
     add_run(conn, "live-run-0001", 50, status="running", hostname="elsewhere", duration_s=None)
@@ -752,7 +771,8 @@ def test_system_curves_are_not_asked_for_again_until_there_is_a_sample(ended, vi
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     insert_points(conn, "live-run-0001", [(2, "accuracy", 0.8125)])
-    expect(page.locator("figure[data-chart=accuracy] tbody")).to_contain_text("0.8125", timeout=6000)
+    values = page.locator("figure[data-chart=accuracy] tbody")
+    expect(values).to_contain_text("0.8125", timeout=6000)
     assert [url for url in asked if "system%2F" in url] == []
     conn.close()
 
@@ -871,7 +891,12 @@ def test_hostile_text_is_shown_as_text_everywhere(db_path, visit):
             add_samples(conn, f"hostile{i}-0000", 0, {f"system/{HOSTILE}": [1, 2]})
 
     fill(db_path, add)
-    for address in ("#/", "#/runs?run=hostile0&system=shown", "#/compare?ids=hostile0,hostile1", "#/assistant"):
+    for address in (
+        "#/",
+        "#/runs?run=hostile0&system=shown",
+        "#/compare?ids=hostile0,hostile1",
+        "#/assistant",
+    ):
         page = visit(address)
         page.on("dialog", lambda dialog: pytest.fail("a script ran"))
         expect(page.locator("img, main script")).to_have_count(0)
