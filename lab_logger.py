@@ -189,40 +189,33 @@ def connect(path: str, mode: str = "rw", timeout_s: float = 30.0):
     Raises: StoreError, one sentence: missing (ro), no database, newer than this, not writable.
     """
     import sqlite3
+    from urllib.parse import quote
     try:
-        if mode == "ro":
-            if not os.path.isfile(path):
-                raise StoreError(f"there is no lab at {path!r}: log a first run, or name another "
-                                 "file with --db or DB_PATH")
-            conn = _open(path, "ro", timeout_s)
-            if _version(conn, path) < SCHEMA_VERSION:
+        if mode == "rw":
+            os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        elif not os.path.isfile(path):
+            raise StoreError(f"there is no lab at {path!r}: log a first run, or name another file "
+                             "with --db or DB_PATH")
+        conn = sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode={mode}", uri=True,
+                               isolation_level=None, timeout=timeout_s, check_same_thread=False)
+        # NORMAL: a commit survives the process; a power cut may take the last ones, never the file.
+        conn.execute("PRAGMA synchronous = NORMAL")
+        if _version(conn, path) < SCHEMA_VERSION:
+            if mode == "ro":
                 conn.close()
                 connect(path, "rw", timeout_s).close()
-                conn = _open(path, "ro", timeout_s)
-            return conn
-        os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        conn = _open(path, "rw", timeout_s)
-        if _version(conn, path) < SCHEMA_VERSION:
+                return connect(path, "ro", timeout_s)
             with transaction(conn):               # several processes may race for it
                 for step in MIGRATIONS[_version(conn, path):]:
                     step(conn)
                 conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        _set_journal_mode(conn, path)
+        if mode == "rw":
+            _set_journal_mode(conn, path)
         return conn
     except (sqlite3.Error, OSError) as error:
         raise StoreError(f"the lab at {path!r} cannot be used ({error})") from error
-
-
-def _open(path, mode, timeout_s):
-    import sqlite3
-    from urllib.request import pathname2url
-    conn = sqlite3.connect(f"file:{pathname2url(path)}?mode={mode}", uri=True, timeout=timeout_s,
-                           isolation_level=None, check_same_thread=False)
-    # NORMAL: a commit survives the process, and a power cut may take the last ones, never the file.
-    conn.execute("PRAGMA synchronous = NORMAL")
-    return conn
 
 
 def _version(conn, path) -> int:
@@ -237,36 +230,33 @@ def _version(conn, path) -> int:
 def _set_journal_mode(conn, path) -> None:
     """Use a write-ahead log, except where its shared memory does not reach all of its users."""
     import sqlite3
-    kind = network_filesystem(path)
-    if kind:
+    if kind := network_filesystem(path):
         _warn(("network", path), f"the lab {path!r} lies on a network file system ({kind}): it "
               "uses a rollback journal, which is safe there and slower; DB_PATH on a local disk, "
               "or AILAB_URL, is faster")
-    wanted = "delete" if kind else "wal"
-    if conn.execute("PRAGMA journal_mode").fetchone()[0] != wanted:
-        with contextlib.suppress(sqlite3.OperationalError):   # others have it open: next time
-            conn.execute(f"PRAGMA journal_mode = {wanted}")
+    with contextlib.suppress(sqlite3.OperationalError):       # others have it open: next time
+        conn.execute(f"PRAGMA journal_mode = {'delete' if kind else 'wal'}")
 
 
 def network_filesystem(path: str, mounts: str = "/proc/self/mounts") -> str | None:
     """Name the network or FUSE file system that holds `path`; None for a local one or unknown."""
-    best, found, real, rows = "", None, os.path.realpath(path), []
-    if os.name == "nt":
+    real, text, row = os.path.realpath(path), "", r"(?m)^\S+ (\S+) (\S+)"
+    if sys.platform == "win32":
         import ctypes
-        drive = os.path.splitdrive(real)[0]
-        windows: Any = ctypes
-        is_remote = drive.startswith("\\\\") or windows.windll.kernel32.GetDriveTypeW(
-            drive + "\\") == 4                    # DRIVE_REMOTE
+        drive = os.path.splitdrive(real)[0] + "\\"
+        is_remote = ctypes.windll.kernel32.GetDriveTypeW(drive) == 4   # DRIVE_REMOTE
         return "network drive" if is_remote else None
     if sys.platform == "darwin":                  # server:/share on /Volumes/share (smbfs, nodev)
-        rows = re.findall(r"(?m)^.* on (.*) \(([^,)]+)", _output(["/sbin/mount"]).decode())
+        text, row = _output(["/sbin/mount"]).decode(), r"(?m)^.* on (.*) \(([^,)]+)"
     else:
-        with contextlib.suppress(OSError), open(mounts, encoding="utf-8", errors="replace") as file:
-            rows = [(line.split(" ")[1].replace("\\040", " "), line.split(" ")[2]) for line in file]
-    for point, kind in rows:
-        if len(point) >= len(best) and (real + "/").startswith(point.rstrip("/") + "/"):
-            best, found = point, kind
-    return found if found and (found in NETWORK_KINDS or found.startswith("fuse.")) else None
+        with contextlib.suppress(OSError):
+            text = _read(mounts)
+    longest, found = "", ""
+    for point, kind in re.findall(row, text):
+        point = point.replace("\\040", " ").rstrip("/") + "/"
+        if (real + "/").startswith(point) and len(point) >= len(longest):
+            longest, found = point, kind
+    return found if found in NETWORK_KINDS or found.startswith("fuse.") else None
 
 
 @contextlib.contextmanager
@@ -275,10 +265,10 @@ def transaction(conn):
     conn.execute("BEGIN IMMEDIATE")
     try:
         yield conn
+        conn.execute("COMMIT")
     except BaseException:
-        conn.execute("ROLLBACK")
+        conn.rollback()
         raise
-    conn.execute("COMMIT")
 
 
 # --- Capture ------------------------------------------------------------------
@@ -286,13 +276,9 @@ def transaction(conn):
 
 def utc(seconds: float) -> str:
     """Write seconds since 1970 as UTC ISO 8601 with microseconds, always 27 characters."""
-    whole = math.floor(seconds)
-    return f"{_utc_second(whole)}.{int((seconds - whole) * 1e6):06d}Z"
-
-
-@functools.lru_cache(maxsize=16)      # points come many to the second
-def _utc_second(whole: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
+    from datetime import datetime, timezone
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def git_info(deadline: float) -> dict[str, str | None]:
@@ -308,8 +294,9 @@ def git_info(deadline: float) -> dict[str, str | None]:
                "--", ".", ":(exclude,glob)**/.env*")
     for name in git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0"):
         if name and len(diff) <= MAX_DIFF_BYTES and time.monotonic() < deadline:
-            diff += _untracked_diff(os.path.join(os.fsencode(root), name), name)
-    text = _hide_in_url(diff[:MAX_DIFF_BYTES].decode("utf-8", "replace"))
+            with contextlib.suppress(OSError):
+                diff += _untracked_diff(os.path.join(os.fsencode(root), name), name)
+    text = _text(diff[:MAX_DIFF_BYTES].decode("utf-8", "replace"))
     if len(diff) > MAX_DIFF_BYTES:
         text += f"\n[cut by lab_logger after {MAX_DIFF_BYTES} bytes]\n"
     return {"git_hash": head or None, "git_diff": text}
@@ -317,16 +304,15 @@ def git_info(deadline: float) -> dict[str, str | None]:
 
 def _untracked_diff(path: bytes, name: bytes) -> bytes:
     """Write an untracked file as a diff that adds it; none for `.env`s, binary or large ones."""
-    body = b"\0"
-    with contextlib.suppress(OSError):
-        if os.path.isfile(path) and not os.path.basename(name).startswith(b".env"):
-            with open(path, "rb") as file:
-                body = file.read(MAX_UNTRACKED_BYTES + 1)
+    if os.path.basename(name).startswith(b".env") or not os.path.isfile(path):
+        return b""
+    with open(path, "rb") as file:
+        body = file.read(MAX_UNTRACKED_BYTES + 1)
     if b"\0" in body or len(body) > MAX_UNTRACKED_BYTES:
         return b""
     lines = body.splitlines(keepends=True)
-    tail = b"" if body.endswith(b"\n") or not body else b"\n\\ No newline at end of file\n"
     added = b"@@ -0,0 +1,%d @@\n+%b" % (len(lines), b"+".join(lines)) if lines else b""
+    tail = b"\n\\ No newline at end of file\n" if body and not body.endswith(b"\n") else b""
     return (b"diff --git a/%b b/%b\nnew file mode 100644\n--- /dev/null\n+++ b/%b\n" % ((name,) * 3)
             + added + tail)
 
@@ -352,10 +338,11 @@ def _nvidia_smi(fields: str, deadline: float) -> list[list[str]]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     if not re.match(r"\d|GPU|MIG", visible):      # "" and "-1" hide them all
         return []
-    rows = _output(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits",
-                    *(["-i", visible] if "CUDA_VISIBLE_DEVICES" in os.environ else [])],
-                   deadline).decode("utf-8", "replace")
-    return [row.split(", ") for row in rows.splitlines() if row.count(",") == fields.count(",")]
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        command += ["-i", visible]
+    rows = _output(command, deadline).decode("utf-8", "replace").splitlines()
+    return [row.split(", ") for row in rows if row.count(",") == fields.count(",")]
 
 
 def packages(deadline: float) -> dict[str, str]:
@@ -372,17 +359,16 @@ def packages(deadline: float) -> dict[str, str]:
 def device_info(deadline: float) -> dict[str, str]:
     """Describe the machine under device_info: platform, cpu, n_cpus, memory_bytes, gpus ..."""
     import platform
-    cpu, memory = platform.processor(), None
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    cpu, memory = "", None
+    with contextlib.suppress(OSError, ValueError, AttributeError, IndexError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, IndexError):
         cpu = re.findall(r"model name\s*: (.*)", _read("/proc/cpuinfo"))[0]
-    gpus = [{"name": name, "memory_mib": float(mib) if mib.isdigit() else None, "driver": driver}
-            for name, mib, driver in _nvidia_smi("name,memory.total,driver_version",
-                                                 min(deadline, time.monotonic() + 5))]
+    gpus = _nvidia_smi("name,memory.total,driver_version", min(deadline, time.monotonic() + 5))
     return {"device_info": _dumps({
-        "platform": platform.platform(), "machine": platform.machine(), "cpu": cpu, "gpus": gpus,
-        "n_cpus": os.cpu_count(), "memory_bytes": memory,
+        "platform": platform.platform(), "machine": platform.machine(),
+        "cpu": cpu or platform.processor(), "n_cpus": os.cpu_count(), "memory_bytes": memory,
+        "gpus": [{"name": name, "memory_mib": float(mib) if mib.isdigit() else None,
+                  "driver": driver} for name, mib, driver in gpus],
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES")})}
 
 
@@ -392,10 +378,8 @@ def _facts() -> dict:
     found: dict = {}
     deadline = time.monotonic() + CAPTURE_WAIT_S
     for capture in (git_info, device_info, packages):
-        try:
+        with _harmless(f"{capture.__name__} could not be captured; the run goes on"):
             found.update(capture(deadline))
-        except Exception as error:  # noqa: BLE001  a fact is never worth a run
-            _warn(capture, f"{capture.__name__} could not be captured ({error!r}); the run goes on")
     return found
 
 
@@ -412,7 +396,7 @@ def system_metrics(last: dict[str, Any]) -> dict[str, float]:
     def share(name: str, spent: float, of: float) -> None:
         before, last[name] = last.get(name), (spent, of)
         if before and of > before[1]:
-            found[name] = round(100 * (spent - before[0]) / (of - before[1]), 1)
+            found[name] = 100 * (spent - before[0]) / (of - before[1])
     share("process_cpu_percent", time.process_time(), time.monotonic())
     with contextlib.suppress(OSError, ValueError):
         ticks = [int(word) for word in _read("/proc/stat").split()[1:9]]   # idle and iowait: 3, 4
@@ -422,10 +406,10 @@ def system_metrics(last: dict[str, Any]) -> dict[str, float]:
         found["process_memory_gib"] = pages * os.sysconf("SC_PAGE_SIZE") / gib
     with contextlib.suppress(OSError, ValueError, KeyError):
         used, limit = min(_memory(), key=lambda pair: (pair[1] - pair[0]) / pair[1])
-        found["memory_gib"], found["memory_percent"] = used / gib, round(100 * used / limit, 1)
+        found["memory_gib"], found["memory_percent"] = used / gib, 100 * used / limit
     with contextlib.suppress(OSError, AttributeError):
         disk = os.statvfs(".")
-        found["disk_percent"] = round(100 - 100 * disk.f_bavail / max(1, disk.f_blocks), 1)
+        found["disk_percent"] = 100 - 100 * disk.f_bavail / max(1, disk.f_blocks)
         found["disk_free_gib"] = disk.f_bavail * disk.f_frsize / gib
     if last.get("has_gpu", True):
         rows = _nvidia_smi("index,utilization.gpu,memory.used,memory.total,temperature.gpu,"
@@ -434,11 +418,11 @@ def system_metrics(last: dict[str, Any]) -> dict[str, float]:
         for index, *texts in rows:
             use, memory, total, heat, power = (
                 float(text) if re.fullmatch(r"[\d.]+", text) else None for text in texts)
-            found |= {f"gpu.{index}.{name}": value for name, value in (
-                ("utilization_percent", use), ("temperature_c", heat), ("power_w", power),
-                ("memory_gib", memory and memory / 1024),
-                ("memory_percent", memory and total and round(100 * memory / total, 1)))
-                if value is not None}
+            gpu = {"utilization_percent": use, "temperature_c": heat, "power_w": power,
+                   "memory_gib": memory and memory / 1024,
+                   "memory_percent": memory and total and 100 * memory / total}
+            found |= {f"gpu.{index}.{name}": value for name, value in gpu.items()
+                      if value is not None}
     return {f"system/{name}": round(value, 3) for name, value in found.items()}
 
 
@@ -465,7 +449,7 @@ def launch_command() -> str:
     """The command line that started this process, quoted for a shell, secrets replaced by ***."""
     import shlex
     argv = [str(word) for word in sys.argv] or [""]
-    full = list(getattr(sys, "orig_argv", argv))
+    full = list(sys.orig_argv)
     module = full[full.index("-m") + 1:][:1] if "-m" in full else ["\0"]
     if not (full[-len(argv):] == argv or argv[0] in ("", "-c")
             or module[0].rpartition(".")[2] in argv[0]):
@@ -478,7 +462,7 @@ def launch_command() -> str:
         elif equals and is_secret(name.lstrip("-")):
             word = f"{name}=***"
         hide = word.startswith("-") and not equals and is_secret(word.lstrip("-"))
-        words.append(shlex.quote(_hide_in_url(_text(word))))
+        words.append(shlex.quote(_text(word)))
     return " ".join(words).replace("'***'", "***")
 
 
@@ -491,13 +475,14 @@ def is_secret(name: str) -> bool:
                      r"private_key|token)$|(^|_)secret_", words) is not None
 
 
-def _hide_in_url(text: str) -> str:
-    if "://" not in text:
-        return text
-    text = re.sub(r"(https?://)[^/\s:@]+@", r"\1***@", text)         # a token alone
-    text = re.sub(r"(://[^/\s:@]*:)[^/\s@]+@", r"\1***@", text)
-    return re.sub(r"([?&]([^=&\s]+)=)[^&#\s]+",
-                  lambda pair: pair[1] + "***" if is_secret(pair[2]) else pair[0], text)
+def _text(text: str) -> str:
+    """Make text fit for the store: secrets in URLs hidden, lone surrogates spelled out."""
+    if "://" in text:
+        text = re.sub(r"(https?://)[^/\s:@]+@", r"\1***@", text)     # a token alone
+        text = re.sub(r"(://[^/\s:@]*:)[^/\s@]+@", r"\1***@", text)
+        text = re.sub(r"([?&]([^=&\s]+)=)[^&#\s]+",
+                      lambda pair: pair[1] + "***" if is_secret(pair[2]) else pair[0], text)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def process_key(pid: int | str = "self") -> str | None:
@@ -519,22 +504,23 @@ def death(hostname: str | None, pid: int | None, key: str | None,
     This machine's processes are asked for, and told by `key` (see process_key) from later ones of
     the same pid; any other is lost after LOST_AFTER_S without a sign of life.
     """
-    own, killed = process_key(), "killed without a word: "
+    own, killed = process_key() or "", "killed without a word: "
     if pid and hostname == host_name() and os.name != "nt":      # there os.kill would end it
         is_exact = bool(key and own)              # else a later process may have taken the pid
-        boot, namespace = (key if key and own else "/").split("/")[:2]
-        if is_exact and boot != str(own).split("/")[0]:
+        if is_exact and not str(key).startswith(own.split("/")[0] + "/"):
             return f"{killed}{hostname} was restarted"
-        if not is_exact or namespace == str(own).split("/")[1]:  # no other container's
-            with contextlib.suppress(PermissionError):
-                try:
-                    os.kill(pid, 0)
-                    if is_exact and process_key(pid) == key:
-                        return None
-                except ProcessLookupError:
-                    is_exact = True
-                if is_exact:
-                    return f"{killed}process {pid} on {hostname} is gone"
+        if not is_exact or str(key).startswith(own.rpartition("/")[0] + "/"):   # not in a container
+            if is_exact and process_key(pid) == key:
+                return None
+            try:
+                os.kill(pid, 0)
+                is_gone = is_exact
+            except PermissionError:
+                is_gone = False
+            except (ProcessLookupError, OverflowError):
+                is_gone = True
+            if is_gone:
+                return f"{killed}process {pid} on {hostname} is gone"
     if hostname and heartbeat_at and heartbeat_at < utc(time.time() - LOST_AFTER_S):
         return f"lost: no sign of life from {hostname} for {LOST_AFTER_S:.0f} s"
     return None
@@ -552,62 +538,61 @@ def jsonable(value, name: str = "", parents: tuple = ()):
     secret "***"; numpy-like scalars, dataclasses, namespaces and paths their plain value; anything
     else its repr, cut at MAX_TEXT characters. `parents` are the ids of the objects around it.
     """
+    if value is None or isinstance(value, bool):
+        return value
     try:
-        if value is None or isinstance(value, bool):
-            return value
         if is_secret(name):
             return "***"
-        if isinstance(value, str):
-            return _hide_in_url(_text(str(value)))
-        if isinstance(value, int):
-            return int(value) if abs(value) < 1 << 63 else repr(int(value))[:MAX_TEXT]
-        if isinstance(value, float):
-            return _number(float(value))
         if id(value) in parents or len(parents) > 20:
             return _repr(value)
-        tree, parents = _children(value), (*parents, id(value))
-        if isinstance(tree, (dict, list)) and len(tree) > 1_000:
-            return f"<{type(value).__name__} of {len(tree)} items>"
-        if isinstance(tree, dict):
-            return {_text(str(key)): jsonable(tree[key], str(key), parents) for key in tree}
-        if isinstance(tree, list):
-            return [jsonable(item, "", parents) for item in tree]
-        return _repr(value) if tree is value else jsonable(tree, "", parents)
+        plain, parents = _plain(value), (*parents, id(value))
+        if isinstance(plain, (dict, list)) and len(plain) > 1_000 and len(parents) > 1:
+            return f"<{type(value).__name__} of {len(plain)} items>"
+        if isinstance(plain, dict):
+            return {_text(str(key)): jsonable(item, str(key), parents)
+                    for key, item in plain.items()}
+        return [jsonable(item, "", parents) for item in plain] if isinstance(plain, list) else plain
     except Exception:  # noqa: BLE001  an object's own methods may raise anything
         return _repr(value)
 
 
-def _children(value):
-    """Give an object's plain form: a dict, a list, a simpler value, or the object itself."""
-    if isinstance(value, dict) or (_is_mapping(value) and hasattr(value, "__getitem__")):
-        return {key: value[key] for key in value.keys()}  # noqa: SIM118  not every mapping iterates so
+def _plain(value):
+    """Give an object's plain form: a dict or a list of objects, a number, or text."""
+    if isinstance(value, str):
+        return _text(str(value))
+    if isinstance(value, int):
+        return int(value) if abs(value) < 1 << 63 else repr(int(value))[:MAX_TEXT]
+    if isinstance(value, float):
+        return _number(float(value))
+    if _is_mapping(value):
+        return {key: value[key] for key in value.keys()}  # noqa: SIM118  not every one iterates so
     if isinstance(value, (list, tuple)):
         return list(value)
     if isinstance(value, (set, frozenset)):
         return sorted(value, key=repr)
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        return _text(os.fsdecode(value))
     if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
         return {field: getattr(value, field) for field in value.__dataclass_fields__}
     if type(value).__name__ in ("Namespace", "SimpleNamespace"):
         return dict(vars(value))
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:    # numpy, torch scalars
-        return value.item()
+        return jsonable(value.item())
     if isinstance(value, type) or hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    return value
+    return _repr(value)
+
+
+def _is_mapping(value) -> bool:
+    return isinstance(value, dict) or (
+        callable(getattr(value, "keys", None)) and hasattr(value, "__getitem__"))
 
 
 def _repr(value) -> str:
     try:
-        return _hide_in_url(_text(repr(value)[:MAX_TEXT]))
-    except Exception:  # noqa: BLE001  see _jsonable
+        return _text(repr(value)[:MAX_TEXT])
+    except Exception:  # noqa: BLE001  an object's own methods may raise anything
         return f"<{type(value).__name__}>"
-
-
-def _text(value: str) -> str:
-    """Replace lone surrogates, which neither UTF-8 nor SQLite can hold."""
-    return value.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _number(value: float):
@@ -629,13 +614,13 @@ def _dumps(value) -> str:
 #   "m"         {metric name: number, or "NaN" ...}, with "e" (epoch) and "s" (step)
 #   "artifact"  a path to append to artifacts_json
 #   "resume"    what resumptions_json tells of this part; then "set" holds for a new run only
-# A line with "t" alone is a heartbeat. What follows the last newline was never acknowledged. Lines
-# and the offset behind them enter the store in one transaction, so any number of processes may
-# drain one journal any number of times, here or over HTTP, and each line counts once.
+# A line with "t" alone, or an empty "m", is a heartbeat. What follows the last newline was never
+# acknowledged. Lines and the offset behind them enter the store in one transaction, so any number
+# of processes may drain one journal any number of times, here or over HTTP: each line counts once.
 # Version 1 had no "resume".
 
-_JOURNAL_COLUMNS = frozenset(RUN_COLUMNS) - {"run_id", "journal_offset", "deleted_at",
-                                             "received_from", "resumptions_json"}
+_JOURNAL_COLUMNS = RUN_COLUMNS.keys() - {"run_id", "journal_offset", "deleted_at", "received_from",
+                                         "resumptions_json"}
 _STATE = ("status", "ended_at", "duration_s", "end_reason", "error", "hostname", "pid",
           "process_key", "heartbeat_at")          # of the newest part
 
@@ -652,23 +637,20 @@ def journal_dirs(lab: str) -> list[str]:
 
 def pending(lab: str) -> list[dict]:
     """List a lab's journals that are not yet wholly taken in: path, run_id, bytes; oldest first."""
+    from glob import escape, glob
     found = []
     for place, folder in enumerate(journal_dirs(lab)):
-        with contextlib.suppress(OSError):        # no such folder, or not ours to read
-            for entry in os.scandir(folder):
-                name, extension = os.path.splitext(entry.name)
-                if extension != ".jsonl" or not entry.is_file(follow_symlinks=False):
+        for path in glob(os.path.join(escape(folder), "*.jsonl")):
+            with contextlib.suppress(OSError, ValueError, AttributeError):   # gone, or no journal
+                status = os.lstat(path)
+                if not os.path.isfile(path) or os.path.islink(path):
                     continue
-                if hasattr(os, "getuid") and place and entry.stat().st_uid != os.getuid():
+                if place and hasattr(os, "getuid") and status.st_uid != os.getuid():
                     continue                      # /tmp is everybody's
-                with contextlib.suppress(OSError, ValueError, AttributeError):
-                    if place and _head(entry.path).get("db") != lab:
-                        continue                  # later folders are shared by all labs
-                    status = os.stat(entry.path)
-                    found.append((status.st_mtime, {
-                        "path": entry.path, "run_id": name.partition(".")[0],
-                        "bytes": status.st_size}))
-    return [journal for _, journal in sorted(found, key=lambda pair: pair[0])]
+                if not place or _head(path).get("db") == lab:     # later folders are all labs'
+                    found.append((status.st_mtime, path, status.st_size))
+    return [{"path": path, "run_id": os.path.basename(path).partition(".")[0], "bytes": size}
+            for _, path, size in sorted(found)]
 
 
 def _head(path: str) -> dict:
@@ -676,13 +658,13 @@ def _head(path: str) -> dict:
         return json.loads(journal.readline())
 
 
-def drain(take, path: str, offset: int | None = None) -> bool:
+def drain(take: Any, path: str, offset: int = 0) -> bool:
     """Hand a journal's new lines to a lab, exactly once each.
 
     Args:
         take: (journal, offset, lines) -> (bytes that the lab holds, status of the run), such as
             take_lines for a connection, or post_lines for a server.
-        offset: what the lab is thought to hold; it is asked where None.
+        offset: what the lab is thought to hold; it is asked where 0.
     Returns: True when nothing is left and the run has ended, so that the file may go.
     Raises: sqlite3.Error, StoreError, OSError; the lab holds what it held before the failed chunk.
     """
@@ -720,68 +702,55 @@ def take_lines(conn, journal: str, offset: int, lines: bytes,
     if not re.fullmatch(r"[\w-]{1,64}(\.[0-9a-f]{8})?", journal, re.ASCII):
         raise ValueError(f"{journal!r} is no name of a journal: give RUN_ID or RUN_ID.PART")
     run_id, _, part = journal.partition(".")
-    where = f"""'$."{part}".offset'"""
-    offset_of = f"json_extract(resumptions_json, {where})" if part else "journal_offset"
+    held = f"""json_extract(resumptions_json, '$."{part}".offset')""" if part else "journal_offset"
 
-    def held() -> tuple:
+    def state() -> tuple:
         return conn.execute(
-            f"SELECT ifnull({offset_of}, 0), CASE WHEN end_reason LIKE 'lost%' THEN 'lost' "
-            "ELSE status END FROM runs WHERE run_id = ?", (run_id,)).fetchone() or (0, None)
-    if not lines:
-        return held()
-    with transaction(conn):
-        start = held()[0]
-        if offset <= start < offset + len(lines):
+            f"SELECT ifnull({held}, 0), CASE WHEN end_reason LIKE 'lost%' THEN 'lost' ELSE status "
+            "END FROM runs WHERE run_id = ?", (run_id,)).fetchone() or (0, None)
+    if lines:
+        with transaction(conn):
+            start, end = state()[0], offset + len(lines)
             try:
-                _apply(conn, run_id, part, lines[start - offset:].splitlines(), received_from)
+                if offset <= start < end:
+                    _apply(conn, run_id, part, lines[start - offset:], end, received_from)
             except (TypeError, KeyError, AttributeError, OverflowError, RecursionError,
                     sqlite3.InterfaceError, sqlite3.ProgrammingError,
                     sqlite3.IntegrityError) as error:
                 raise ValueError(f"the journal of run {run_id} holds what no lab can ({error!r})"
                                  ) from error
-            value = f"resumptions_json = json_set(ifnull(resumptions_json, '{{}}'), {where}, ?)" \
-                if part else "journal_offset = ?"
-            conn.execute(f"UPDATE runs SET {value} WHERE run_id = ?",
-                         (offset + len(lines), run_id))
-        return held()
+    return state()
 
 
-def _parse(lines: list[bytes], journal: str) -> list[dict]:
-    records = []
+def _parse(lines: list[bytes], run_id: str) -> list[dict]:
     try:                                          # one call for all: half the time of one for each
         records = json.loads(b"[" + b",".join(lines) + b"]")
     except ValueError:
-        for line in lines:
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                _warn(journal, f"a line of the journal {journal} is damaged and was left out: "
-                      f"{line[:80]!r}")
+        if len(lines) > 1:
+            return [record for line in lines for record in _parse([line], run_id)]
+        _warn(run_id, f"a line of the journal of run {run_id} is damaged and was left out: "
+              f"{lines[0][:80]!r}")
+        return []
     return [record for record in records if isinstance(record, dict)]
 
 
-def _apply(conn, run_id: str, part: str, lines: list[bytes], received_from: str | None) -> None:
-    """Write journal lines into runs and run_metrics."""
-    columns: dict = {"received_from": received_from} if received_from else {}
-    artifacts, rows, last_t = [], [], 0.0
-    begun, parts = conn.execute("SELECT timestamp, resumptions_json FROM runs WHERE run_id = ?",
-                                (run_id,)).fetchone() or (None, None)
-    parts = json.loads(parts or "{}")
-    for record in _parse(lines, f"{run_id}.{part}" if part else run_id):
+def _fold(records: list[dict], run_id: str, part: str, parts: dict, begun: str | None) -> tuple:
+    """Add journal records up: columns of runs, artifacts, rows of run_metrics; amends `parts`."""
+    columns: dict = {}
+    artifacts, rows, last_t, since = [], [], 0.0, parts.get(part, {}).get("at", "")
+    for record in records:
         last_t = record.get("t", last_t)
-        if "m" in record:
-            at, epoch, step = utc(last_t), record.get("e"), record.get("s")
-            for name, value in record["m"].items():
-                rows.append((run_id, name, float(value) if value.__class__ is str else value,
-                             epoch, step, at))
+        if "m" in record:                         # no earlier than its part, whatever the clock did
+            at, epoch, step = max(utc(last_t), since), record.get("e"), record.get("s")
+            rows += [(run_id, name, float(value) if value.__class__ is str else value, epoch, step,
+                      at) for name, value in record["m"].items()]
             continue
         if record.get("v", 1) > JOURNAL_VERSION:
             raise StoreError(f"run {run_id} was logged by a newer lab_logger (journal version "
                              f"{record['v']}, known are up to {JOURNAL_VERSION}): update AI-Lab")
         values = record.get("set", {})
         if part and "resume" in record:
-            parts[part] = record["resume"]
-            columns["resumptions_json"] = _dumps(parts)
+            parts[part], since = record["resume"], record["resume"].get("at", "")
             if begun and begun <= values["timestamp"]:
                 values = {name: values.get(name) for name in _STATE}
         columns.update(values)
@@ -789,57 +758,71 @@ def _apply(conn, run_id: str, part: str, lines: list[bytes], received_from: str 
             artifacts.append(record["artifact"])
     if last_t:
         columns["heartbeat_at"] = utc(last_t)
+    return columns, artifacts, rows
+
+
+def _apply(conn, run_id: str, part: str, lines: bytes, end: int, received_from: str | None) -> None:
+    """Write journal lines, which end at byte `end`, into runs and run_metrics."""
+    begun, status, told, known = conn.execute(
+        "SELECT timestamp, status, resumptions_json, artifacts_json FROM runs WHERE run_id = ?",
+        (run_id,)).fetchone() or (None, None, None, None)
+    parts = json.loads(told or "{}")
+    columns, artifacts, rows = _fold(_parse(lines.splitlines(), run_id), run_id, part, parts, begun)
     is_newest = part == max(parts, key=lambda name: parts[name].get("at", ""), default="")
-    if not is_newest:                             # it was resumed since: that part tells its state
-        columns = {name: columns[name] for name in columns if name not in _STATE}
-        for resumption in parts.values():
-            resumption.pop("past", None)
-        columns["resumptions_json"] = _dumps(parts)
-    elif "status" not in columns:                 # more from a run once taken for dead: it lives
-        conn.execute("UPDATE runs SET status = 'running', ended_at = NULL, duration_s = NULL, "
-                     "end_reason = NULL WHERE run_id = ? AND status = 'killed'", (run_id,))
-    names = [name for name in columns if name in _JOURNAL_COLUMNS
-             or name in ("received_from", "resumptions_json")] or ["note"]
-    conn.execute(f"INSERT INTO runs (run_id, {', '.join(names)}) VALUES (?{', ?' * len(names)}) "
-                 "ON CONFLICT (run_id) DO UPDATE SET "
-                 + ", ".join(f"{name} = excluded.{name}" for name in names),
-                 (run_id, *(columns.get(name) for name in names)))
-    for artifact in artifacts:
-        conn.execute("UPDATE runs SET artifacts_json = json_insert(ifnull(artifacts_json, '[]'), "
-                     "'$[#]', ?) WHERE run_id = ?", (artifact, run_id))
-    if parts:
-        rows = _without_repeated(conn, run_id, part, parts, rows)
+    if is_newest and status == "killed":          # more from a run once taken for dead: it lives
+        columns = {"status": "running", "ended_at": None, "duration_s": None, "end_reason": None,
+                   **columns}
+    columns = {name: columns[name] for name in columns
+               if name in _JOURNAL_COLUMNS and (is_newest or name not in _STATE)}
+    if artifacts:
+        columns["artifacts_json"] = _dumps(json.loads(known or "[]") + artifacts)
+    if received_from:
+        columns["received_from"] = received_from
     conn.executemany("INSERT INTO run_metrics (run_id, metric_name, metric_value, epoch, step, "
                      "timestamp) VALUES (?, ?, ?, ?, ?, ?)", rows)
+    if parts:
+        if not is_newest:                         # what newer parts have passed may come again
+            for other in parts.values():
+                other.pop("past", None)
+        _keep_newest(conn, run_id, part, parts, rows)
+    if part:
+        parts.setdefault(part, {})["offset"] = end
+    else:
+        columns["journal_offset"] = end
+    columns["resumptions_json"] = _dumps(parts) if parts else None
+    conn.execute(f"INSERT INTO runs (run_id, {', '.join(columns)}) "
+                 f"VALUES (?{', ?' * len(columns)}) ON CONFLICT (run_id) DO UPDATE SET "
+                 + ", ".join(f"{name} = excluded.{name}" for name in columns),
+                 (run_id, *columns.values()))
 
 
-def _without_repeated(conn, run_id: str, part: str, parts: dict, rows: list[tuple]) -> list[tuple]:
-    """Let a resumed run's points replace those of earlier parts at the same epoch and step.
+def _keep_newest(conn, run_id: str, part: str, parts: dict, rows: list[tuple]) -> None:
+    """Of points at one epoch and step, keep those of the newest part that logged them.
 
-    Returns: the rows to add, less those of an older part, arrived late, that a newer one repeated.
+    A metric that is beyond all that earlier parts logged of it is noted in its part as "past", and
+    looked up no more.
     """
-    own, past = parts.get(part, {}).get("at", ""), parts.get(part, {}).get("past", [])
-    later = min((other.get("at", "") for other in parts.values() if other.get("at", "") > own),
-                default="later than all")
-    keys = {(name, epoch, step) for _, name, _, epoch, step, _ in rows
-            if not (epoch is step is None or name in past)}
-    if not keys:
-        return rows
-    names = sorted({key[0] for key in keys})
-    old = conn.execute(
+    from bisect import bisect
+    own = parts.get(part, {})
+    keyed = [row for row in rows
+             if not row[3] is row[4] is None and row[1] not in own.get("past", ())]
+    if not keyed:
+        return
+    names, begins = {row[1] for row in keyed}, sorted(told.get("at", "") for told in parts.values())
+    first_epoch, first_step = (
+        min((row[i] for row in keyed if row[i] is not None), default=None) for i in (3, 4))
+    found = [(row[0], bisect(begins, row[1]), row[2:]) for row in conn.execute(
         "SELECT id, ifnull(timestamp, ''), metric_name, epoch, step FROM run_metrics "
         "WHERE run_id = ? AND metric_name IN (SELECT value FROM json_each(?)) "
         "AND (epoch >= ? OR step >= ?)",
-        (run_id, json.dumps(names), *(min((key[i] for key in keys if key[i] is not None),
-                                          default=-1 << 63) for i in (1, 2)))).fetchall()
-    if part:                                      # beyond all there was: looked up no more
-        past = [*past, *(set(names) - {row[2] for row in old if row[1] < own})]
-        conn.execute(f"""UPDATE runs SET resumptions_json = json_set(resumptions_json,
-                         '$."{part}".past', json(?)) WHERE run_id = ?""", (_dumps(past), run_id))
+        (run_id, json.dumps(sorted(names)), first_epoch, first_step))]
+    newest: dict[tuple, int] = {}
+    for _, place, key in found:
+        newest[key] = max(place, newest.get(key, 0))
     conn.executemany("DELETE FROM run_metrics WHERE id = ?",
-                     [row[:1] for row in old if row[1] < own and row[2:] in keys])
-    repeated = {row[2:] for row in old if row[1] >= later}
-    return [row for row in rows if (row[1], row[3], row[4]) not in repeated]
+                     [(row_id,) for row_id, place, key in found if place < newest[key]])
+    repeated = {key[0] for _, place, key in found if place < bisect(begins, own.get("at", ""))}
+    own["past"] = [*own.get("past", ()), *(names - repeated)]
 
 
 def post_lines(url: str, journal: str, offset: int, lines: bytes, death: str = "",
@@ -874,7 +857,8 @@ def _call(url: str, timeout_s: float, body: bytes | None = None) -> dict:
             told = problem.read(2_000).decode("utf-8", "replace")
         with contextlib.suppress(ValueError, TypeError, KeyError):
             told = json.loads(told)["detail"]
-        kind = ValueError if problem.code in (409, 413, 422) else StoreError
+        kind = {404: LookupError, 409: ValueError, 413: ValueError, 422: ValueError}.get(
+            problem.code, StoreError)
         raise kind(f"the server answered {problem.code}: {told}") from None
     except (HTTPException, ValueError, TypeError) as problem:
         raise StoreError(f"the server gave no answer of a lab: {problem!r}") from None
@@ -900,24 +884,28 @@ def drain_all(conn, lab: str) -> list[str]:
 
 
 def _drain_one(conn, lab: str, path: str) -> None:
-    take: Any = functools.partial(post_lines, lab) if conn is None \
-        else functools.partial(take_lines, conn)
-    words = None
+    take: Any = functools.partial(take_lines, conn)
     if conn is None:                              # a server cannot ask for this machine's processes
+        take = functools.partial(post_lines, lab)
         writer = _head(path).get("set", {})
         words = death(writer.get("hostname"), writer.get("pid"), writer.get("process_key"), None)
-    is_over = drain(take, path)
-    if words and not is_over:
-        name = os.path.splitext(os.path.basename(path))[0]
-        take(name, 0, b"", words)
-        is_over = drain(take, path)
-    if is_over:
+        if words and not drain(take, path):
+            take(os.path.basename(path)[:-len(".jsonl")], 0, b"", words)
+    if drain(take, path):
         _remove(path)
 
 
 def _remove(path: str) -> None:
     with contextlib.suppress(OSError):            # gone, or still open on Windows: next time
         os.unlink(path)
+
+
+def _take_in(lab: str, timeout_s: float = 30.0) -> list[str]:
+    """Open a lab, file or server, for drain_all()."""
+    if "://" in lab:
+        return drain_all(None, lab)
+    with contextlib.closing(connect(lab, timeout_s=timeout_s)) as conn:
+        return drain_all(conn, lab)
 
 
 _warned: set = set()
@@ -932,6 +920,15 @@ def _warn(cause, message: str) -> None:
             sys.stderr.flush()
 
 
+@contextlib.contextmanager
+def _harmless(what: str):
+    """Run a block whose failure costs one warning: nothing of ours may end a training."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  whatever it is
+        _warn((what, _repr(error)), f"{what} ({_repr(error)})")
+
+
 class _Drainer:
     """Moves this process's live journals into one lab: a connection, a lock, a thread."""
 
@@ -940,41 +937,23 @@ class _Drainer:
         self.lock = threading.RLock()
         self.conn: Any = None
         self.file: tuple | None = None            # which file the connection is of
-        self.runs: dict[str, Run] = {}            # by path of their journal
+        self.runs: set[Run] = set()
         self.n_failures, self.is_busy = 0, False
         self.is_closing = threading.Event()
         threading.Thread(target=self._loop, name="lab_logger", daemon=True).start()
 
     def _loop(self) -> None:
         """Every half second while runs live; first of all take in what dead processes left."""
-        beat, has_looked = time.monotonic(), False
-        while not self.is_closing.wait(self._pause_s()):
-            if not has_looked:
-                has_looked = self._take_in_others()
-            is_beat = time.monotonic() - beat >= HEARTBEAT_EVERY_S
-            for run in list(self.runs.values()):
-                run._write(_dumps({"t": time.time()}).encode() + b"\n"
-                           if is_beat and not run.is_over else b"")
-            beat = time.monotonic() if is_beat else beat
-            self.drain_live(30.0)
-
-    def _pause_s(self) -> float:
-        """Wait longer after each failure, and never in step with other processes."""
-        if not self.n_failures:
-            return DRAIN_EVERY_S
-        first, longest = RETRY_S
-        return min(first * 2 ** min(self.n_failures - 1, 20), longest) * (
-            0.5 + os.urandom(1)[0] / 255)
-
-    def _take_in_others(self) -> bool:
-        """Take in what dead processes left, beside the lock: a live run need not wait for it."""
-        with contextlib.suppress(Exception):      # a broken lab: drain_live() speaks of it
-            if self.is_remote:
-                return not drain_all(None, self.lab)
-            with contextlib.closing(connect(self.lab, timeout_s=5.0)) as conn:
-                drain_all(conn, self.lab)
-            return True
-        return False
+        pause_s, has_looked = DRAIN_EVERY_S, False
+        while not self.is_closing.wait(pause_s):
+            if not has_looked and not self.n_failures:    # beside the lock: live runs need not wait
+                with contextlib.suppress(Exception):      # a broken lab: drain_live() speaks of it
+                    _take_in(self.lab, timeout_s=5.0)
+                    has_looked = True
+            pause_s = DRAIN_EVERY_S
+            if not self.drain_live(30.0):         # longer each time, never in step with others
+                has_looked, longest = False, RETRY_S[0] * 2 ** min(self.n_failures - 1, 20)
+                pause_s = min(longest, RETRY_S[1]) * (0.5 + os.urandom(1)[0] / 255)
 
     def _take(self, wait_s: float):
         """Give what drain() hands lines to."""
@@ -996,7 +975,7 @@ class _Drainer:
         if only and self.is_remote and self.n_failures or not self.lock.acquire(timeout=wait_s):
             return False                          # training waits for no server that is away
         try:
-            for run in [only] if only else list(self.runs.values()):
+            for run in [only] if only else list(self.runs):
                 self._drain_run(run, max(0.0, deadline - time.monotonic()))
             self.n_failures = 0
         except Exception as error:  # noqa: BLE001  whatever the lab does, training goes on
@@ -1005,34 +984,36 @@ class _Drainer:
             if not self.is_busy:
                 self.disconnect()
             if only or not self.is_busy:
-                folders = {os.path.dirname(run.path) for run in list(self.runs.values())}
-                _warn(("store", self.lab), f"the lab {self.lab!r} cannot take in runs at "
-                      f"present ({error}); training goes on, every point is kept in "
-                      f"{' and '.join(sorted(folders))} and is taken in " + (
-                          "once the server answers, or by `python lab_logger.py sync`"
-                          if self.is_remote else "by the next process that opens the lab"))
+                folders = sorted({os.path.dirname(run.path) for run in list(self.runs)})
+                then = ("once the server answers, or by `python lab_logger.py sync`"
+                        if self.is_remote else "by the next process that opens the lab")
+                _warn(("store", self.lab), f"the lab {self.lab!r} cannot take in runs at present "
+                      f"({error}); training goes on, every point is kept in "
+                      f"{' and '.join(folders)} and is taken in {then}")
         finally:
             self.lock.release()
         return not self.n_failures
 
     def _drain_run(self, run: Run, wait_s: float) -> None:
+        run._write(b"")                           # what a full disk kept back
         try:
             size = os.stat(run.path).st_size
-            if size > run.taken_in or run.is_over:
-                if drain(self._take(wait_s), run.path, run.taken_in) and run.is_over:
+            if run.is_over or size > run.taken_in:
+                # How a run that is over stands must be asked: its last lines may be in already.
+                offset = 0 if run.is_over else run.taken_in
+                if drain(self._take(wait_s), run.path, offset) and run.is_over:
+                    run._leave("it was over")     # Windows removes no open file
                     _remove(run.path)
-                    self.runs.pop(run.path, None)
+                    self.runs.discard(run)
                 run.taken_in = size
         except ValueError as error:               # no fault of the lab's
-            self.runs.pop(run.path, None)
+            self.runs.discard(run)
             _warn(run.path, f"the journal {run.path!r} is kept: it cannot be taken in ({error!r})")
         except FileNotFoundError:
-            path = run.path
-            if not run.is_over:                   # an ended one was taken in by another process
+            if run.is_over:                       # another process took it in
+                self.runs.discard(run)
+            else:
                 run._restore()
-            self.runs.pop(path, None)
-            if not run.is_over:
-                self.runs[run.path] = run
 
     def disconnect(self) -> None:
         conn, self.conn = self.conn, None
@@ -1044,10 +1025,7 @@ class _Drainer:
         self.is_closing.set()
         deadline = time.monotonic() + wait_s
         while self.runs and time.monotonic() < deadline:
-            for run in list(self.runs.values()):
-                run._write(b"")                   # what a full disk kept back
-            is_done = self.drain_live(max(0.1, deadline - time.monotonic()))
-            if not is_done and not self.is_busy:
+            if not self.drain_live(max(0.1, deadline - time.monotonic())) and not self.is_busy:
                 break                             # a broken lab does not mend within seconds
             if self.runs:
                 time.sleep(0.1)
@@ -1073,45 +1051,45 @@ def _drainer(lab: str) -> _Drainer:
     with _drainers_lock:
         if not _drainers:
             threading.Thread(target=_sample, name="lab_logger system", daemon=True).start()
-            if not _abandoned:
-                atexit.register(_at_exit)
-                if hasattr(os, "register_at_fork"):
-                    os.register_at_fork(after_in_child=_after_fork)
         if lab not in _drainers:
             _drainers[lab] = _Drainer(lab)
         return _drainers[lab]
 
 
 def _live_runs() -> list[Run]:
-    return [run for drainer in list(_drainers.values()) for run in list(drainer.runs.values())
+    return [run for drainer in list(_drainers.values()) for run in list(drainer.runs)
             if not run.is_over]
 
 
 def _sample() -> None:
-    """Write system metrics into every live run, in a thread of its own: nvidia-smi is slow."""
+    """Write a heartbeat, and system metrics when due, into every live run; nvidia-smi is slow."""
     text, source = setting("AILAB_SAMPLE_EVERY_S", str(SAMPLE_EVERY_S))
     is_number, last = re.fullmatch(r"\d+(\.\d*)?", text), dict[str, Any]()
     every_s = float(text) if is_number else SAMPLE_EVERY_S
     if not is_number:
         _warn(text, f"AILAB_SAMPLE_EVERY_S is {text!r} in {source}; give seconds, 0 for no system "
               f"metrics: they are taken every {every_s:g} s")
-    while every_s:
-        try:
-            line = _dumps({"t": time.time(), "m": system_metrics(last)}).encode() + b"\n"
-            for run in _live_runs() if "sampled" in last else ():   # the first has no CPU shares
-                run._write(line)
-            last["sampled"] = True
-        except Exception as error:  # noqa: BLE001  nothing of ours may cost a run
-            _warn("system", f"system metrics could not be taken ({error!r}); training goes on")
-        time.sleep(max(every_s, 0.1))
+    pause_s, due = min(max(every_s, 0.1) if every_s else math.inf, HEARTBEAT_EVERY_S), 0.0
+    while True:
+        metrics: dict[str, float] = {}
+        with _harmless("system metrics could not be taken; training goes on"):
+            if every_s and time.monotonic() >= due:
+                is_first, due = not last, time.monotonic() + every_s
+                metrics = system_metrics(last)
+                if is_first:                      # no CPU shares yet: they are of the time between
+                    metrics = {}
+        line = _dumps({"t": time.time(), "m": metrics}).encode() + b"\n"
+        for run in _live_runs():
+            run._write(line)
+        time.sleep(pause_s)
 
 
 def _at_exit() -> None:
     deadline = time.monotonic() + EXIT_WAIT_S
+    for run in _live_runs():
+        run.finish(error=getattr(sys, "last_value", None), wait_s=0,       # what ended the script
+                   how="the process ended before finish() was called")
     for drainer in list(_drainers.values()):
-        for run in [run for run in drainer.runs.values() if not run.is_over]:
-            run.finish(error=getattr(sys, "last_value", None), wait_s=0,   # what ended the script
-                       how="the process ended before finish() was called")
         drainer.close(max(0.1, deadline - time.monotonic()))
 
 
@@ -1120,10 +1098,15 @@ def _after_fork() -> None:
     global _drainers_lock
     _abandoned.append(dict(_drainers))
     for drainer in _drainers.values():
-        for run in drainer.runs.values():
+        for run in drainer.runs:
             run._leave("a forked process does not write it: log from the process that began it")
     _drainers.clear()
     _drainers_lock = threading.Lock()
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 # --- Run ----------------------------------------------------------------------
@@ -1132,107 +1115,114 @@ _current: contextvars.ContextVar[Run | None] = contextvars.ContextVar("ailab_run
 
 
 class Run:
-    """One run, made by start_run() or @log_run: `with` it, or call finish().
+    """One run: `with start_run("iris", params={...}) as run:`, or call finish() at its end.
 
-    Attributes: run_id, path (of its journal), lab (path or URL), result (what `with` ends it with).
+    With `run_id` that run goes on, after a preemption say, or begins where the lab has none:
+    epochs that are logged again replace what they repeat. A run that is alive elsewhere is left
+    alone: this one is then recorded under an id of its own.
+
+    Attributes: run_id, path (of its journal), lab (path or URL), result (what `with` ends it with),
+        config and summary (dicts of params and final metrics, to be changed).
     Its methods never raise for a fault of the lab: they warn once on stderr.
     """
 
-    def __init__(self, columns: dict, params: Any = None, lab: str | None = None,
+    def __init__(self, experiment_name: str | None = None, *, model_name: str | None = None,
+                 task_name: str | None = None, dataset_id: str | None = None,
+                 note: str | None = None, params: Any = None, db_path: str | None = None,
                  run_id: str | None = None) -> None:
         import uuid
-        self.run_id = str(uuid.uuid4())           # from the system: no seed makes it twice
+        self.run_id, self.path = str(uuid.uuid4()), ""   # from the system: no seed makes it twice
         self.is_over, self.taken_in, self.result = False, 0, None
+        self._fd = -1                             # of the journal, open for appending
         self._is_stepwise = False                 # a generator's: one item is not its end
         self._keys: dict[str, str] = {}           # metric name -> ',"name":'
-        self._backlog = bytearray()               # what the journal would not take
-        self._lock = threading.RLock()            # of the journal; held for one append
         self._wandb: Any = None
         self._spent_s = 0.0                       # by this run before it was resumed
-        self.summary = _Live({}, lambda values: self._set("final_metrics_json", _dumps(
-            {_text(str(name)): _number(number) for name, value in _flatten(values).items()
-             if (number := _as_float(value)) is not None})))
-        self.config = _Live({}, lambda values: self._set("params_json", _dumps(_params(values))))
-        try:
-            with contextlib.suppress(Exception):  # an object's own methods may raise anything
-                dict.update(self.config, _children(params))
-            self._begin(columns, params, lab, run_id)
-        except Exception as error:  # noqa: BLE001  nothing of ours may end a training
-            _warn(("begin", repr(error)), f"a run goes unrecorded: it did not begin ({error!r})")
-            self._leave("it could not be begun")
+        self._leave("it could not be begun")
+        self.config = _Live(lambda values: self._set("params_json", _dumps(_params(values))))
+        self.summary = _Live(
+            lambda values: self._set("final_metrics_json", _dumps(_numbers(values))))
+        columns = {"experiment_name": experiment_name, "model_name": model_name,
+                   "task_name": task_name, "note": note,
+                   "dataset_id": dataset_id or setting("DATASET_ID")[0] or None}
+        with _harmless("a run goes unrecorded: it did not begin"):
+            self._begin({name: None if value is None else _text(str(value))
+                         for name, value in columns.items()}, params, db_path, run_id)
 
     def _begin(self, columns: dict, params: Any, lab: str | None, run_id: str | None) -> None:
         self.lab = os.path.abspath(os.path.expanduser(lab)) if lab else lab_url() \
             or default_db_path()
+        self._drainer = _drainer(self.lab)
         facts, parent, cwd = _facts(), _current.get(), None
-        columns = {name: None if value is None else _text(str(value))
-                   for name, value in columns.items()}
         self._began, self._t = time.monotonic(), time.time()
         self._resumed_at = utc(self._t)
         with contextlib.suppress(OSError):        # it was deleted
             cwd = _text(os.getcwd())
-        part = f".{os.urandom(4).hex()}" if run_id and self._may_resume(run_id) else ""
-        self._fd = self._open_journal(f"{self.run_id}{part}.jsonl")
-        at = {"hostname": host_name(), "pid": os.getpid(), "command": launch_command()}
+        part = self._part(str(run_id)) if run_id else ""
+        values = _params(params)
+        who = {"hostname": host_name(), "pid": os.getpid(), "command": launch_command()}
         head = {"v": JOURNAL_VERSION, "t": self._t, "db": self.lab, "set": {
-            "timestamp": utc(self._t), "status": "running", **facts, **columns, **at,
-            "dataset_id": columns.get("dataset_id") or setting("DATASET_ID")[0] or None,
+            "timestamp": utc(self._t), "status": "running", **facts, **columns, **who,
             "python_version": sys.version.split()[0], "process_key": process_key(), "cwd": cwd,
-            "params_json": _dumps(_params(params)),
-            "parent_run_id": parent.run_id if parent else None}}
+            "params_json": _dumps(values), "parent_run_id": parent.run_id if parent else None}}
         if part:
-            head["resume"] = {"at": self._resumed_at, **at, "git_hash": facts.get("git_hash"),
-                              "params": _params(params)}
+            head["resume"] = {"at": self._resumed_at, **who, "git_hash": facts.get("git_hash"),
+                              "params": values}
+        self._fd = self._open_journal(f"{self.run_id}{part}.jsonl")
         self._append(head)
-        self._drainer = _drainer(self.lab)
-        self._drainer.runs[self.path] = self
+        self._drainer.runs.add(self)
+        with contextlib.suppress(Exception):      # an object's own methods may raise anything
+            dict.update(self.config, _plain(params))
         if setting("WANDB_PROJECT")[0]:
-            self._start_wandb(columns.get("experiment_name"), _params(params))
+            with _harmless("W&B does not mirror this run; the lab records it still"):
+                self._start_wandb(columns["experiment_name"], values)
 
-    def _may_resume(self, run_id: str) -> bool:
-        """Take over a run that is not alive elsewhere, or begin one of that id."""
+    def _part(self, run_id: str) -> str:
+        """Take over a run that is not alive elsewhere; returns its journal's new part, or ""."""
         try:
-            if not re.fullmatch(r"[\w-]{1,64}", str(run_id), re.ASCII):
-                raise ValueError("an id is 1 to 64 letters, digits, - and _")
-            if "://" in self.lab:
-                self._check_dead(_call(f"{self.lab}/runs/{run_id}", FINISH_WAIT_S))
-            else:
-                with contextlib.closing(connect(self.lab, timeout_s=FINISH_WAIT_S)) as conn:
-                    for journal in pending(self.lab):
-                        if journal["run_id"] == run_id:
-                            drain(functools.partial(take_lines, conn), journal["path"])
-                    self._claim(conn, run_id)
+            self._take_over(run_id)
         except ValueError as error:
-            _warn(("resume", run_id), f"run {_repr(run_id)} cannot be resumed ({error}): what is "
+            _warn(("resume", run_id), f"run {run_id!r} cannot be resumed ({error}): what is "
                   f"trained here is recorded as a run of its own, {self.run_id}")
-            return False
+            return ""
         except Exception as error:  # noqa: BLE001  the part has a journal of its own: no harm
             _warn(("resume", run_id), f"whether run {run_id!r} is alive elsewhere could not be "
                   f"asked ({error}); it is resumed")
         self.run_id = run_id
-        return True
+        return f".{os.urandom(4).hex()}"
 
-    def _claim(self, conn, run_id: str) -> None:
-        conn.row_factory = lambda cursor, row: {
-            column[0]: value for column, value in zip(cursor.description, row, strict=True)}
-        with transaction(conn):                   # of two that resume at once, one is refused
-            self._check_dead(conn.execute(
-                "SELECT status, hostname, pid, process_key, heartbeat_at, ifnull(duration_s, 86400 "
-                "* (julianday(heartbeat_at) - julianday(timestamp))) AS duration_s FROM runs "
-                "WHERE run_id = ?", (run_id,)).fetchone() or {})
-            conn.execute("INSERT INTO runs (run_id) VALUES (?) ON CONFLICT DO NOTHING", (run_id,))
-            conn.execute("UPDATE runs SET status = 'running', hostname = ?, pid = ?, process_key = "
-                         "?, heartbeat_at = ? WHERE run_id = ?",
-                         (host_name(), os.getpid(), process_key(), utc(self._t), run_id))
+    def _take_over(self, run_id: str) -> None:
+        """Raise ValueError for a run that is alive; in a lab's file, mark it as this process's."""
+        if not re.fullmatch(r"[\w-]{1,64}", run_id, re.ASCII):
+            raise ValueError("an id is 1 to 64 letters, digits, - and _")
+        if "://" in self.lab:
+            with contextlib.suppress(LookupError):                # the server has no such run
+                run = _call(f"{self.lab}/runs/{run_id}", FINISH_WAIT_S)
+                self._check_dead(*(run.get(name) for name in (
+                    "status", "hostname", "pid", "process_key", "heartbeat_at", "duration_s")))
+            return
+        with contextlib.closing(connect(self.lab, timeout_s=FINISH_WAIT_S)) as conn:
+            for journal in pending(self.lab):
+                if journal["run_id"] == run_id:
+                    with contextlib.suppress(FileNotFoundError):
+                        _drain_one(conn, self.lab, journal["path"])
+            with transaction(conn):               # of two that resume at once, one is refused
+                conn.execute("INSERT INTO runs (run_id) VALUES (?) ON CONFLICT DO NOTHING",
+                             (run_id,))
+                self._check_dead(*conn.execute(
+                    "SELECT status, hostname, pid, process_key, heartbeat_at, ifnull(duration_s, "
+                    "86400 * (julianday(heartbeat_at) - julianday(timestamp))) FROM runs "
+                    "WHERE run_id = ?", (run_id,)).fetchone())
+                conn.execute("UPDATE runs SET status = 'running', hostname = ?, pid = ?, "
+                             "process_key = ?, heartbeat_at = ? WHERE run_id = ?",
+                             (host_name(), os.getpid(), process_key(), utc(self._t), run_id))
 
-    def _check_dead(self, run: dict) -> None:
-        """Raise ValueError for a run that is alive."""
-        where = [run.get(name) for name in ("hostname", "pid", "process_key", "heartbeat_at")]
-        if run.get("status") == "running" and not death(*where):
-            raise ValueError(f"it is alive, process {where[1]} on {where[0]}, last heard of at "
-                             f"{where[3]}")
-        self._spent_s = float(run.get("duration_s") or 0)
-        self._resumed_at = max(self._resumed_at, where[3] or "")   # clocks of machines differ
+    def _check_dead(self, status, hostname, pid, key, heartbeat_at, duration_s) -> None:
+        if status == "running" and not death(hostname, pid, key, heartbeat_at):
+            raise ValueError(f"it is alive, process {pid} on {hostname}, last heard of at "
+                             f"{heartbeat_at}")
+        self._spent_s = float(duration_s or 0)
+        self._resumed_at = max(self._resumed_at, heartbeat_at or "")   # clocks of machines differ
 
     def _open_journal(self, name: str) -> int:
         """Make the journal file; the descriptor is the process's own, whoever removes the file."""
@@ -1250,12 +1240,11 @@ class Run:
         """Write the journal anew from its open file after somebody removed it under the run."""
         with self._lock:
             try:
-                new = self._open_journal(os.path.basename(self.path))
-                start = 0
+                new, start = self._open_journal(os.path.basename(self.path)), 0
                 while block := os.pread(self._fd, CHUNK_BYTES, start):
                     start += os.write(new, block)
-                os.close(self._fd)
-                self._fd = new
+                os.dup2(new, self._fd, inheritable=False)
+                os.close(new)
                 _warn(("restored", self.run_id), f"the journal of run {self.run_id} was removed "
                       f"while it was written; training goes on, and all of it is in {self.path!r}"
                       " again, to be taken in as before")
@@ -1267,8 +1256,11 @@ class Run:
 
     def _leave(self, why: str) -> None:
         """Write no more to the journal: from now on log() warns once."""
-        self._fd, self._why_left, self._lock = -1, why, threading.RLock()
-        self._backlog.clear()
+        fd, self._fd, self._why_left = self._fd, -1, why
+        self._lock = threading.RLock()            # of the journal; held for one append
+        self._backlog = bytearray()               # what the journal would not take
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
     def log(self, metrics=None, /, *, epoch=None, step=None, **named) -> None:
         """Append one point of each metric to the journal: numbers, NaN and infinity included.
@@ -1330,22 +1322,18 @@ class Run:
 
     def log_artifact(self, path) -> None:
         """Record the path of a file that the run made, as absolute; a URL stays as it is."""
-        try:
-            text = _hide_in_url(os.fsdecode(os.fspath(path)))
+        with _harmless(f"the artifact {_repr(path)} was not recorded"):
+            text = _text(os.fsdecode(path))
             if "://" not in text:
                 text = os.path.abspath(text)
                 if not os.path.exists(text):
                     _warn(text, f"the artifact {text!r} does not exist; its path is recorded")
-            self._append({"t": time.time(), "artifact": _text(text)})
-        except Exception as error:  # noqa: BLE001  see log()
-            _warn(repr(error), f"the artifact {_repr(path)} was not recorded ({error})")
+            self._append({"t": time.time(), "artifact": text})
 
     def note(self, text: str) -> None:
         """Set the run's note, such as "PUBLISH: best so far"."""
-        try:
-            self._set("note", None if text is None else _hide_in_url(_text(str(text))))
-        except Exception as error:  # noqa: BLE001  see log()
-            _warn(repr(error), f"the note was not recorded ({error!r})")
+        with _harmless("the note was not recorded"):
+            self._set("note", None if text is None else _text(str(text)))
 
     def _set(self, column: str, value) -> None:
         self._append({"t": time.time(), "set": {column: value}})
@@ -1361,51 +1349,43 @@ class Run:
         """
         if self.is_over or self._fd < 0:
             return
-        metrics: dict = {}
-        try:
+        finals, status = dict[str, Any](), "failed"
+        with _harmless("what a run returned could not all be read"):
+            finals = _numbers(self.summary)
             metrics, artifacts, history = _split_result(result)
-            metrics = {**_split_result(self.summary)[0], **metrics}
+            finals |= _numbers(metrics)
             logged = {"epoch", "step", *self._keys}   # what log() wrote is not written twice
             for row in history:
                 self.log({name: value for name, value in row.items() if name not in logged},
                          epoch=row.get("epoch"), step=row.get("step"))
             for path in artifacts:
                 self.log_artifact(path)
-        except Exception as problem:  # noqa: BLE001  see log()
-            _warn(repr(problem), f"what a run returned could not all be read ({problem!r})")
-        try:
+        with _harmless("the end of a run could not be recorded"):
+            if not os.path.exists(self.path):
+                self._restore()
             duration = time.monotonic() - self._began
             status, reason, trace = _end_of(error, how)
             self._append({"t": time.time(), "set": {
                 "status": status, "end_reason": reason, "error": trace,
-                "ended_at": utc(self._t + duration),
-                "duration_s": round(self._spent_s + duration, 6),
-                "final_metrics_json": _dumps({name: _number(metrics[name]) for name in metrics})}})
-            if self._wandb is not None:
-                self._wandb.summary.update(metrics)
-                self._wandb.finish(exit_code=int(status != "finished"))
-        except Exception as problem:  # noqa: BLE001  see log()
-            _warn(repr(problem), f"the end of a run could not be recorded ({problem!r})")
+                "ended_at": utc(self._t + duration), "final_metrics_json": _dumps(finals),
+                "duration_s": round(self._spent_s + duration, 6)}})
         self.is_over = True
-        if not os.path.exists(self.path):
-            self._restore()
         with self._lock:
-            if not self._backlog and self._fd >= 0:
-                os.close(self._fd)                # Windows removes no open file
+            if not self._backlog:
                 self._leave("it was over")
         self._drainer.drain_live(wait_s, only=self)
+        if self._wandb is not None:
+            with _harmless("the run's end could not be told to W&B"):
+                self._wandb.summary.update(finals)
+                self._wandb.finish(exit_code=int(status != "finished"))
 
     def _start_wandb(self, name: str | None, params: dict) -> None:
-        """Mirror the run to W&B, where that is installed."""
-        try:
-            if setting("WANDB_API_KEY")[0]:
-                os.environ.setdefault("WANDB_API_KEY", setting("WANDB_API_KEY")[0])
-            import wandb  # type: ignore[import-not-found, unused-ignore]
-            self._wandb = wandb.init(project=setting("WANDB_PROJECT")[0], name=name, config=params,
-                                     reinit="create_new")
-            self._set("wandb_url", self._wandb.url)
-        except Exception as error:  # noqa: BLE001  see log()
-            _warn("wandb", f"W&B does not mirror this run ({error!r}); the lab records it still")
+        if setting("WANDB_API_KEY")[0]:
+            os.environ.setdefault("WANDB_API_KEY", setting("WANDB_API_KEY")[0])
+        import wandb  # type: ignore[import-not-found, unused-ignore]
+        self._wandb = wandb.init(project=setting("WANDB_PROJECT")[0], name=name, config=params,
+                                 reinit="create_new")
+        self._set("wandb_url", self._wandb.url)
 
     def __enter__(self) -> Run:
         self._token = _current.set(self)
@@ -1420,12 +1400,7 @@ class Run:
             self.finish(self.result, error=error)
 
 
-def _said(error: BaseException) -> str:
-    """Give the first line of an error's message, short enough for a sentence."""
-    try:
-        return _hide_in_url(_text((str(error).splitlines() or [""])[0][:300]))
-    except Exception:  # noqa: BLE001  an object's own methods may raise anything
-        return ""
+start_run = Run                       # reads better: a run begins where this is called
 
 
 def _end_of(error: BaseException | None, how: str) -> tuple[str, str, str | None]:
@@ -1433,7 +1408,10 @@ def _end_of(error: BaseException | None, how: str) -> tuple[str, str, str | None
     import traceback
     if error is None or isinstance(error, GeneratorExit):
         return "finished", f"finished: {how if error is None else 'the generator was closed'}", None
-    told = f"{type(error).__name__}: {_said(error)}".rstrip(": ")
+    message = ""
+    with contextlib.suppress(Exception):          # an object's own methods may raise anything
+        message = str(error).partition("\n")[0][:300]
+    told = f"{type(error).__name__}: {message}".rstrip(": ")
     if isinstance(error, SystemExit):
         told = f"sys.exit({'' if error.code is None else _repr(error.code)[:200]})"
         if error.code in (None, 0):
@@ -1447,29 +1425,30 @@ def _end_of(error: BaseException | None, how: str) -> tuple[str, str, str | None
     status, word = ("killed", "interrupted") if isinstance(error, KeyboardInterrupt) else (
         "failed", "failed")
     text = "".join(traceback.format_exception(type(error), error, trace))
-    return status, _text(f"{word}: {told}{where}"), _hide_in_url(_text(text[-100_000:]))
-
-
-def _is_mapping(value) -> bool:
-    return hasattr(value, "keys") and callable(getattr(value, "items", None))
+    return status, _text(f"{word}: {told}{where}"), _text(text[-100_000:])
 
 
 def _flatten(tree, prefix: str = "") -> dict:
     flat: dict = {}
-    for name, value in tree.items():
+    for name, value in dict(tree).items():
         path = f"{prefix}{name}"
         flat.update(_flatten(value, path + "/") if _is_mapping(value) else {path: value})
     return flat
 
 
+def _numbers(tree) -> dict:
+    """Find the numbers in a nested mapping: by names joined with `/`, as JSON holds them."""
+    found = {_text(str(name)): _as_float(value) for name, value in _flatten(tree).items()
+             if not isinstance(value, bool)}
+    return {name: _number(value) for name, value in found.items() if value is not None}
+
+
 def _params(value) -> dict:
     """Give params as an object of JSON values: of a mapping, a namespace or a dataclass."""
-    tree: Any = {}
-    with contextlib.suppress(Exception):          # an object's own methods may raise anything
-        tree = {} if value is None else _children(value)
-    if not isinstance(tree, dict):
-        tree = {"params": value}
-    return {_text(str(name)): jsonable(item, str(name)) for name, item in tree.items()}
+    tree = jsonable(value)
+    if tree is None:
+        return {}
+    return tree if isinstance(tree, dict) else {"params": tree}
 
 
 def _as_float(value) -> float | None:
@@ -1504,47 +1483,28 @@ def _whole(what: str, value) -> str:
     return "null"
 
 
-def _split_result(result) -> tuple[dict[str, float], list, list[dict]]:
+def _split_result(result) -> tuple[dict, list, list[dict]]:
     """Read what a decorated function returned: final metrics, artifact paths, per-epoch rows."""
-    artifacts: object = []
+    artifacts: Any = []
     if isinstance(result, (tuple, list)) and len(result) == 2 and _is_mapping(result[0]):
         result, artifacts = result
-    if not _is_mapping(result):
-        result = {} if isinstance(result, bool) else {"result": result}
-    metrics = dict(result.items())
+    metrics = dict(result) if _is_mapping(result) else {"result": result}
     artifacts = metrics.pop("artifacts", artifacts)
     rows = [metrics.pop(name, None) for name in ("history", "epoch_metrics")]
     history = rows[1] if rows[0] is None else rows[0]
     if isinstance(artifacts, (str, os.PathLike)):
         artifacts = [artifacts]
-    elif hasattr(artifacts, "values"):
-        artifacts = list(artifacts.values())
-    if _is_mapping(history):                 # Keras: {"loss": [0.5, 0.4], ...}
-        columns = {name: list(values) for name, values in history.items()
+    elif _is_mapping(artifacts):
+        artifacts = list(dict(artifacts).values())
+    if _is_mapping(history):                      # Keras: {"loss": [0.5, 0.4], ...}
+        columns = {name: list(values) for name, values in dict(history).items()
                    if isinstance(values, (list, tuple)) or getattr(values, "ndim", None) == 1}
         history = [{"epoch": i + 1, **{name: values[i] for name, values in columns.items()
                                        if i < len(values)}}
                    for i in range(max(map(len, columns.values()), default=0))]
-    finals = {_text(str(name)): _as_float(value) for name, value in _flatten(metrics).items()
-              if not isinstance(value, bool)}
-    return ({name: value for name, value in finals.items() if value is not None},
-            list(artifacts) if isinstance(artifacts, (list, tuple, set)) else [],
+    return (metrics, list(artifacts) if isinstance(artifacts, (list, tuple, set)) else [],
             [dict(row) for row in history if _is_mapping(row)]
             if isinstance(history, (list, tuple)) else [])
-
-
-def start_run(experiment_name: str | None = None, *, model_name: str | None = None,
-              task_name: str | None = None, dataset_id: str | None = None, note: str | None = None,
-              params: Any = None, db_path: str | None = None, run_id: str | None = None) -> Run:
-    """Begin a run where a decorator does not fit: `with start_run("iris", params={...}):`.
-
-    With `run_id` that run goes on, after a preemption say, or begins where the lab has none:
-    epochs that are logged again replace what they repeat. A run that is alive elsewhere is left
-    alone: this one is then recorded under an id of its own.
-    """
-    return Run({"experiment_name": experiment_name, "model_name": model_name,
-                "task_name": task_name, "dataset_id": dataset_id, "note": note},
-               params, db_path, run_id)
 
 
 def _run(caller: str) -> Run | None:
@@ -1617,10 +1577,10 @@ def _decorate(function, columns: dict, db_path: str | None, resume: bool):
         named = {name: params[name] for name in columns
                  if name != "note" and params.get(name) is not None}
         run_id = setting("AILAB_RUN_ID")[0] if resume else ""
-        if run_id in _resumed:
-            run_id = ""
+        is_known = run_id in _resumed
         _resumed.add(run_id)
-        return Run({**columns, **named}, params, db_path, run_id or None)
+        return Run(**{**columns, **named}, params=params, db_path=db_path,
+                   run_id=None if is_known else run_id)
 
     wrap = (_wrap_async_generator if inspect.isasyncgenfunction(function)
             else _wrap_async if inspect.iscoroutinefunction(function)
@@ -1704,8 +1664,8 @@ def _wrap_async_generator(function, begin):
 class _Live(dict):
     """A dict with attributes whose every change goes to the journal: run.config, run.summary."""
 
-    def __init__(self, values: dict, on_change) -> None:
-        super().__init__(values)
+    def __init__(self, on_change) -> None:
+        super().__init__()
         object.__setattr__(self, "_on_change", on_change)
 
     def __setitem__(self, name, value) -> None:
@@ -1714,7 +1674,8 @@ class _Live(dict):
     def update(self, values: Any = (), **named) -> None:  # type: ignore[override]
         named.pop("allow_val_change", None)
         super().update(values, **named)
-        self._on_change(dict(self))
+        with _harmless("a change of config or summary was not recorded"):
+            self._on_change(dict(self))
 
     def __getattr__(self, name):
         if name in self:
@@ -1732,8 +1693,8 @@ def init(project: str | None = None, *, name: str | None = None, config: Any = N
     `id` with `resume` goes on with that run. What else W&B takes is ignored.
     """
     note = " · ".join(str(text) for text in (name, notes, *(tags or ())) if text)
-    run = Run({"experiment_name": project, "task_name": job_type, "note": note or None}, config,
-              None, id if resume else None)
+    run = Run(project, task_name=job_type, note=note or None, params=config,
+              run_id=id if resume else None)
     run._token = _current.set(run)
     return run
 
@@ -1777,9 +1738,7 @@ def main(argv: list[str] | None = None) -> int:
         else lab_url(options.url) or default_db_path()
     n_before = len(pending(lab))
     try:
-        with contextlib.ExitStack() as stack:
-            conn = None if "://" in lab else stack.enter_context(contextlib.closing(connect(lab)))
-            problems = drain_all(conn, lab)
+        problems = _take_in(lab)
     except StoreError as error:
         problems = [str(error)]
     left = len(pending(lab))
