@@ -197,7 +197,7 @@ def records(path):
 
 
 def mirrored(path):
-    """What an offline file holds: (the run's name, config, history as dicts, summary, exit code)."""
+    """What an offline file holds: (name, config, history as dicts, summary, exit code)."""
     name, config, history, summary, code = None, {}, [], {}, None
     for record in records(path):
         kind = record.WhichOneof("record_type")
