@@ -837,8 +837,10 @@ def post_lines(url: str, journal: str, offset: int, lines: bytes, death: str = "
     import gzip
     from urllib.parse import urlencode
     query = {"journal": journal, "offset": offset, **({"death": death} if death else {})}
-    held = _call(f"{url}/ingest?{urlencode(query)}", timeout_s, gzip.compress(lines, 1))
-    return int(held.get("offset") or 0), held.get("status")
+    answer = _call(f"{url}/ingest?{urlencode(query)}", timeout_s, gzip.compress(lines, 1))
+    if not isinstance(answer.get("offset", 0), int):
+        raise StoreError(f"the server gave no answer of a lab: {answer!r}")
+    return answer.get("offset", 0), answer.get("status")
 
 
 def _call(url: str, timeout_s: float, body: bytes | None = None) -> dict:
@@ -984,15 +986,18 @@ class _Drainer:
             if not self.is_busy:
                 self.disconnect()
             if only or not self.is_busy:
-                folders = sorted({os.path.dirname(run.path) for run in list(self.runs)})
-                then = ("once the server answers, or by `python lab_logger.py sync`"
-                        if self.is_remote else "by the next process that opens the lab")
-                _warn(("store", self.lab), f"the lab {self.lab!r} cannot take in runs at present "
-                      f"({error}); training goes on, every point is kept in "
-                      f"{' and '.join(folders)} and is taken in {then}")
+                self._warn_kept(error)
         finally:
             self.lock.release()
         return not self.n_failures
+
+    def _warn_kept(self, why: object) -> None:
+        folders = sorted({os.path.dirname(run.path) for run in list(self.runs)})
+        then = ("once the server answers, or by `python lab_logger.py sync`"
+                if self.is_remote else "by the next process that opens the lab")
+        _warn(("store", self.lab), f"the lab {self.lab!r} cannot take in runs at present ({why}); "
+              f"training goes on, every point is kept in {' and '.join(folders)} and is taken in "
+              f"{then}")
 
     def _drain_run(self, run: Run, wait_s: float) -> None:
         run._write(b"")                           # what a full disk kept back
@@ -1029,6 +1034,8 @@ class _Drainer:
                 break                             # a broken lab does not mend within seconds
             if self.runs:
                 time.sleep(0.1)
+        if self.runs:
+            self._warn_kept("timed out: it is slow, or locked")
         if self.lock.acquire(timeout=1):
             self.disconnect()
             self.lock.release()
@@ -1133,7 +1140,7 @@ class Run:
         import uuid
         self.run_id, self.path = str(uuid.uuid4()), ""   # from the system: no seed makes it twice
         self.is_over, self.taken_in, self.result = False, 0, None
-        self._fd = -1                             # of the journal, open for appending
+        self._fd, self._may_move = -1, True       # of the journal; to another folder
         self._is_stepwise = False                 # a generator's: one item is not its end
         self._keys: dict[str, str] = {}           # metric name -> ',"name":'
         self._wandb: Any = None
@@ -1168,7 +1175,7 @@ class Run:
         if part:
             head["resume"] = {"at": self._resumed_at, **who, "git_hash": facts.get("git_hash"),
                               "params": values}
-        self._fd = self._open_journal(f"{self.run_id}{part}.jsonl")
+        self._open_journal(f"{self.run_id}{part}.jsonl")
         self._append(head)
         self._drainer.runs.add(self)
         with contextlib.suppress(Exception):      # an object's own methods may raise anything
@@ -1224,27 +1231,38 @@ class Run:
         self._spent_s = float(duration_s or 0)
         self._resumed_at = max(self._resumed_at, heartbeat_at or "")   # clocks of machines differ
 
-    def _open_journal(self, name: str) -> int:
-        """Make the journal file; the descriptor is the process's own, whoever removes the file."""
+    def _open_journal(self, name: str) -> None:
+        """Make the journal's file, with what an older one of this run holds, where there is room.
+
+        The descriptor is the process's own, whoever removes the file.
+        """
         errors, flags = [], os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_RDWR
         for folder in journal_dirs(self.lab):
+            path, new, start = os.path.join(folder, name), -1, 0
             try:
                 os.makedirs(folder, mode=0o700, exist_ok=True)
-                self.path = os.path.join(folder, name)
-                return os.open(self.path, flags | getattr(os, "O_BINARY", 0), 0o600)
+                new = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600)
+                while self._fd >= 0 and (block := os.pread(self._fd, CHUNK_BYTES, start)):
+                    start += os.write(new, block)
             except OSError as error:
                 errors.append(str(error))
+                if new >= 0:                      # too small
+                    os.close(new)
+                    _remove(path)
+                continue
+            if self._fd >= 0:
+                os.close(self._fd)
+            if self.path not in ("", path):
+                _remove(self.path)
+            self._fd, self.path = new, path
+            return
         raise OSError(f"no journal can be written ({'; '.join(errors)})")
 
     def _restore(self) -> None:
-        """Write the journal anew from its open file after somebody removed it under the run."""
+        """Write the journal anew after somebody removed it under the run."""
         with self._lock:
             try:
-                new, start = self._open_journal(os.path.basename(self.path)), 0
-                while block := os.pread(self._fd, CHUNK_BYTES, start):
-                    start += os.write(new, block)
-                os.dup2(new, self._fd, inheritable=False)
-                os.close(new)
+                self._open_journal(os.path.basename(self.path))
                 _warn(("restored", self.run_id), f"the journal of run {self.run_id} was removed "
                       f"while it was written; training goes on, and all of it is in {self.path!r}"
                       " again, to be taken in as before")
@@ -1253,6 +1271,17 @@ class Run:
                       f"and cannot be written anew ({error}): points that the lab has not yet, and "
                       "those to come, are lost")
                 self._leave("its journal was removed")
+
+    def _find_room(self, error: OSError) -> None:
+        """Move the journal, once, from a disk that is full; else its points wait in memory."""
+        old, self._may_move = self.path, False
+        with contextlib.suppress(OSError):
+            self._open_journal(os.path.basename(old))
+            self._write(b"")
+        told = ("its points wait in memory for room, and are taken in then" if self._backlog
+                else f"all of it is in {self.path!r}, to be taken in as before")
+        _warn(("store", self.lab), f"the journal {old!r} cannot be written ({error}); training "
+              f"goes on, {told}")
 
     def _leave(self, why: str) -> None:
         """Write no more to the journal: from now on log() warns once."""
@@ -1299,22 +1328,19 @@ class Run:
     def _write(self, line: bytes) -> None:
         """Append to the journal: one system call; what a full disk refuses waits in memory."""
         with self._lock:
-            n_written = 0
             try:
                 if not self._backlog:
-                    n_written = os.write(self._fd, line)
-                    if n_written == len(line):
+                    line = line[os.write(self._fd, line):]
+                    if not line:
                         return
-                self._backlog += line[n_written:]
-                n_written = len(line)
+                self._backlog += line
+                line = b""
                 while self._backlog:
                     del self._backlog[:os.write(self._fd, self._backlog)]
             except OSError as error:
-                self._backlog += line[n_written:]
-                if self._fd >= 0:
-                    _warn(("journal", self.run_id), f"the journal {self.path!r} cannot be written "
-                          f"({error}); training goes on, its points wait in memory for room, and "
-                          "are taken in then")
+                self._backlog += line
+                if self._may_move and self._fd >= 0:
+                    self._find_room(error)
                 if self._backlog and (self._fd < 0 or len(self._backlog) > MAX_BACKLOG_BYTES):
                     self._backlog.clear()
                     why = self._why_left if self._fd < 0 else "its disk was full for too long"
