@@ -331,7 +331,7 @@ class Held(BaseModel):
     """What the lab has of a journal."""
     journal: str = _about("as it was named")
     offset: int = _about("bytes of it that are in the store: send what follows them")
-    status: str | None = _about("of its run; null where there is none yet")
+    status: str | None = _about("of its run, lost where it ended by silence alone; null: no run")
 
 
 class AgentQuery(BaseModel):
