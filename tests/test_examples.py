@@ -389,9 +389,9 @@ def cluster(tmp_path):
 @pytest.fixture
 def quick(project):
     """The project with a sweep that waits a second for the cluster, not ten."""
-    script = project / "examples/train_model/sweep.py"
-    text = script.read_text().replace("CLUSTER_WAIT_S = 10.0 ", "CLUSTER_WAIT_S = 1.0 ")
-    assert "CLUSTER_WAIT_S = 1.0 " in text
+    script = project / "examples/train_model/cluster.py"
+    text = script.read_text().replace("WAIT_S = 10.0 ", "WAIT_S = 1.0 ")
+    assert "WAIT_S = 1.0 " in text
     script.write_text(text)
     return project
 

@@ -10,45 +10,36 @@ Experiments are named <dataset>_<model>_sweep_v1. A run that fails does not stop
 are listed at the end and the exit code is 1. Ctrl-C ends the running ones, recorded as killed,
 leaves the finished ones as they are, and the exit code is 130.
 
-Workers of a Dask cluster need dask, joblib and scikit-learn; the sweep brings run.py and
-lab_logger.py. They log where the sweep would: to the server of AILAB_URL, else into DB_PATH on
-their own machine. Files go into `checkpoints/` in each worker's working directory. A run whose
-worker dies is trained again by another; Ctrl-C begins no more and lets those under way end.
+On a Dask cluster (see cluster.py) a run whose worker dies is trained again by another, and Ctrl-C
+lets those under way end.
 """
 from __future__ import annotations
 
-import _thread
 import argparse
 import contextlib
-import logging
-import os
 import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Generator
 from concurrent.futures import CancelledError
 from importlib.util import find_spec
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below: no traceback
 
-import run
 from joblib import Parallel, cpu_count, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 from run import DATASETS, MODELS, check_arguments  # makes lab_logger importable too
 from tqdm import tqdm
 
-from lab_logger import StoreError, default_db_path, drain_all, host_name, lab_url, setting
+from lab_logger import StoreError, default_db_path, drain_all, lab_url
 
 SEEDS = [0, 1, 2]
 LEARNING_RATES = [0.01, 0.03, 0.1]
-CLUSTER_WAIT_S = 10.0    # for a scheduler's answer, for a first worker, for another after the last
 
 
 def train_one(job: dict) -> tuple[dict, dict]:
@@ -63,7 +54,7 @@ def train_one(job: dict) -> tuple[dict, dict]:
 
 
 def train_all(jobs: list[dict], n_jobs: int,
-              client: Any = None) -> Generator[tuple[dict, dict], None, None]:
+              backend: Any = "loky") -> Generator[tuple[dict, dict], None, None]:
     """Start the workers and return a generator of `train_one`'s results in order of completion.
 
     Ctrl-C in a terminal reaches the whole process group. The workers are started while it is
@@ -71,18 +62,18 @@ def train_all(jobs: list[dict], n_jobs: int,
     """
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with parallel_config(all_at_once(client) if client else "loky"):
+        with parallel_config(backend):
             parallel = Parallel(n_jobs, batch_size=1, return_as="generator_unordered")
             return parallel(delayed(train_one)(job) for job in jobs)
     finally:
         signal.signal(signal.SIGINT, handler)
 
 
-def show(jobs: list[dict], n_jobs: int, done: list[tuple[dict, dict]], client: Any = None) -> None:
+def show(jobs: list[dict], n_jobs: int, done: list[tuple[dict, dict]], backend: Any) -> None:
     """Train all, appending to `done`; on stderr a progress bar, or a line a run off a terminal."""
     has_bar = sys.stderr.isatty()
     with (tqdm(total=len(jobs), unit="run", disable=not has_bar) as bar,
-          contextlib.closing(train_all(jobs, n_jobs, client)) as results):
+          contextlib.closing(train_all(jobs, n_jobs, backend)) as results):
         for job, result in results:
             done.append((job, result))
             bar.update()
@@ -90,98 +81,6 @@ def show(jobs: list[dict], n_jobs: int, done: list[tuple[dict, dict]], client: A
                 told = result.get("error") or f"accuracy {result['accuracy']:.1%}, " \
                                               f"{result['duration_s']:.2f} s"
                 print(f"{len(done)}/{len(jobs)} {label(job)}: {told}", file=sys.stderr, flush=True)
-
-
-# --- Dask -----------------------------------------------------------------------
-
-class ClusterError(Exception):
-    """The Dask cluster cannot train; the message is one sentence for the user."""
-
-
-def connect_cluster(address: str) -> Any:
-    """Give a client of the Dask cluster whose workers are ready to train."""
-    from distributed import Client, WorkerPlugin
-    place = {"DB_PATH": default_db_path()}
-    if lab_url():
-        place = {key: setting(key)[0] for key in ("AILAB_URL", "AILAB_TOKEN")}
-    code = {Path(file).name: Path(file).read_bytes()
-            for file in (sys.modules["lab_logger"].__file__, run.__file__) if file}
-
-    class Ready(WorkerPlugin):
-        """What every worker does, also one that comes later, before it trains."""
-
-        async def setup(self, worker: Any) -> None:
-            os.environ.update(place)
-            for name, body in code.items():       # a logger that may be in use is not loaded again
-                is_loaded = name == "lab_logger.py" and "lab_logger" in sys.modules
-                answer = await worker.upload_file(name, body, load=not is_loaded)
-                if "exception" in answer:
-                    raise answer["exception"]
-            vars(sys.modules["run"])["CHECKPOINTS"] = Path.cwd() / "checkpoints"
-
-    logging.disable()                    # what matters is told in a sentence
-    try:
-        client = Client(address, timeout=CLUSTER_WAIT_S, set_as_default=False)
-    except OSError as error:
-        raise ClusterError(f"no Dask scheduler answers at {address!r} ({error}): start one with "
-                           "`dask scheduler`, it prints its address") from error
-    try:
-        client.submit(os.getpid).result(timeout=CLUSTER_WAIT_S)    # an adaptive cluster starts some
-        client.register_plugin(Ready(), "ai-lab sweep")
-    except TimeoutError as error:
-        raise ClusterError(f"no worker at {address!r} within {CLUSTER_WAIT_S:g} s: start some "
-                           f"with `dask worker {address}`") from error
-    except Exception as error:           # whatever keeps a worker from loading our code
-        raise ClusterError(f"a worker at {address!r} cannot train ({error}): the workers need "
-                           "dask, joblib and scikit-learn in the sweep's versions") from error
-    tell_place(set(client.run(host_name).values()) - {host_name()}, lab_url())
-    return client
-
-
-def all_at_once(client: Any) -> Any:
-    """Give joblib's Dask backend, made to hand all runs over at once: the cluster may grow.
-
-    It would give out as many as the cluster has threads now, and with one thread train here.
-    """
-    from joblib._dask import DaskDistributedBackend
-
-    class AllAtOnce(DaskDistributedBackend):
-        def effective_n_jobs(self, n_jobs: int) -> int:
-            return max(n_jobs, 2)
-
-    return AllAtOnce(client=client)
-
-
-def tell_place(hosts: set[str], url: str | None) -> None:
-    """Say where workers on these other machines record, if that is not one lab for all."""
-    place = f"into {default_db_path()} there, which is another lab than here unless shared"
-    if url and re.match(r"https?://(localhost|127\.|\[::1\])", url):
-        place = f"to {url}, which is themselves and not this machine"
-    elif url:
-        return
-    if hosts:
-        print(f"sweep.py: the workers on {', '.join(sorted(hosts))} record {place}; for one lab "
-              "run `ailab.py serve --host 0.0.0.0` here and set AILAB_URL to this machine's "
-              "address and AILAB_TOKEN", file=sys.stderr)
-
-
-def watch(client: Any, address: str, trouble: list[str]) -> None:
-    """Interrupt the sweep, with what happened in `trouble`, where joblib would wait for ever."""
-    seen = time.monotonic()
-    while not trouble and client.status != "closed":
-        time.sleep(0.5)
-        futures = {future.status: future for future in list(client.futures.values())}
-        try:
-            seen = time.monotonic() if client.scheduler_info()["workers"] else seen
-            if "error" in futures:
-                words = str(futures["error"].exception).split(". ")[0]
-                trouble.append(f"a worker failed ({words})")
-            elif time.monotonic() - seen > CLUSTER_WAIT_S:
-                trouble.append(f"no worker is left at {address!r}")
-        except (KeyError, OSError):
-            trouble.append(f"the scheduler at {address!r} went away")
-    if trouble:
-        _thread.interrupt_main()
 
 
 def label(job: dict) -> str:
@@ -249,21 +148,22 @@ def main(argv: list[str] | None = None) -> int:
     """Run the sweep; return 0, 1 when a run failed, 2 for bad arguments, 130 after Ctrl-C."""
     jobs, n_jobs, scheduler = parse(argv)
     done: list[tuple[dict, dict]] = []
-    client, trouble = None, list[str]()
+    trouble: list[str] = []
+    backend: Any = "loky"
     started = time.perf_counter()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt for both
     try:
         if scheduler:
-            client = connect_cluster(scheduler)
-            threading.Thread(target=watch, args=(client, scheduler, trouble), daemon=True).start()
-        show(jobs, n_jobs, done, client)
-        if client:
-            client.close()
+            from cluster import connect  # not at the top: it needs dask
+            backend = connect(scheduler, trouble)
+        show(jobs, n_jobs, done, backend)
+        if scheduler:
+            backend.client.close()
         else:
             get_reusable_executor(reuse=True).shutdown()   # the workers take in what is left
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ClusterError as error:
+    except ConnectionError as error:
         print(f"sweep.py: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, BrokenProcessPool, CancelledError) as error:
@@ -271,12 +171,12 @@ def main(argv: list[str] | None = None) -> int:
         is_stopped = isinstance(error, KeyboardInterrupt) and not trouble
         fate = "those that were under way are recorded as killed"
         why = "interrupted" if is_stopped else (*trouble, "a worker process died")[0]
+        if isinstance(error, CancelledError):
+            why = f"the scheduler at {scheduler!r} went away"
         if not scheduler:
             end_workers()
-        elif client:
-            client.close(timeout=1)
-            if isinstance(error, CancelledError):
-                why = f"the scheduler at {scheduler!r} went away"
+        elif backend != "loky":
+            backend.client.close(timeout=1)
             if is_stopped:
                 fate = "those under way end on their workers and are recorded"
         print(f"{why} after {len(done)} of {len(jobs)} runs; {fate}", file=sys.stderr)
