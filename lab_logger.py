@@ -1138,7 +1138,8 @@ class Run:
                  note: str | None = None, params: Any = None, db_path: str | None = None,
                  run_id: str | None = None) -> None:
         import uuid
-        self.run_id, self.path = str(uuid.uuid4()), ""   # from the system: no seed makes it twice
+        self.run_id = self.id = str(uuid.uuid4())   # from the system: no seed makes it twice
+        self.project, self.path = experiment_name, ""
         self.is_over, self.taken_in, self.result = False, 0, None
         self._fd, self._may_move = -1, True       # of the journal; to another folder
         self._is_stepwise = False                 # a generator's: one item is not its end
@@ -1195,7 +1196,7 @@ class Run:
         except Exception as error:  # noqa: BLE001  the part has a journal of its own: no harm
             _warn(("resume", run_id), f"whether run {run_id!r} is alive elsewhere could not be "
                   f"asked ({error}); it is resumed")
-        self.run_id = run_id
+        self.run_id = self.id = run_id
         return f".{os.urandom(4).hex()}"
 
     def _take_over(self, run_id: str) -> None:
@@ -1300,7 +1301,10 @@ class Run:
         """
         try:
             if metrics is not None:
+                named.pop("commit", None)         # W&B's
                 named = {**_flatten(metrics), **named}
+                if epoch is None and isinstance(named.get("epoch"), int):
+                    epoch = named.pop("epoch")
             keys, body = self._keys, ""
             for name, value in named.items():
                 if value.__class__ is not float or value - value != 0:
@@ -1313,8 +1317,9 @@ class Run:
                     at += f',"s":{_whole("step", step)}'
                 self._write(f'{{"t":{time.time():.6f}{at},"m":{{{body[1:]}}}}}\n'.encode())
                 if self._wandb is not None:
-                    more = {} if epoch is None else {"epoch": epoch}
-                    self._wandb.log({**named, **more}, step=step)
+                    place = {"epoch": epoch, "step": step}   # W&B's own steps never go back
+                    self._wandb.log({**named, **{name: number for name, number in place.items()
+                                                 if number is not None}})
         except Exception as error:  # noqa: BLE001  nothing of ours may end a training
             _warn(("log", repr(error)), f"a point could not be logged and was left out ({error!r})")
 
@@ -1364,17 +1369,26 @@ class Run:
     def _set(self, column: str, value) -> None:
         self._append({"t": time.time(), "set": {column: value}})
 
-    def finish(self, result=None, *, error: BaseException | None = None,
+    save = log_artifact
+
+    def __getattr__(self, name: str):
+        return _accept(name)
+
+    def finish(self, result=None, *, error: BaseException | None = None, exit_code: int = 0,
                wait_s: float = FINISH_WAIT_S, how: str = "ran to its end") -> None:
         """End the run and take it into the lab, within `wait_s` where that is busy.
 
         Args:
             result: as a decorated function returns it: final metrics, artifacts, history.
             error: what ended the run; None, `sys.exit(0)` or a closed generator is a good end.
+            exit_code: instead of an error, as W&B takes it.
             how: a good end in words.
         """
+        if _current.get() is self:
+            _current.set(None)
         if self.is_over or self._fd < 0:
             return
+        error = SystemExit(exit_code) if exit_code else error
         finals, status = dict[str, Any](), "failed"
         with _harmless("what a run returned could not all be read"):
             finals = _numbers(self.summary)
@@ -1712,8 +1726,8 @@ class _Live(dict):
 
 
 def init(project: str | None = None, *, name: str | None = None, config: Any = None,
-         notes: str | None = None, job_type: str | None = None, tags=(), id: str | None = None,
-         resume: object = None, **ignored) -> Run:
+         notes: str | None = None, job_type: str | None = None, tags: Any = (),
+         id: str | None = None, resume: object = None, **ignored: object) -> Run:
     """Begin a run as `wandb.init` does; project is the experiment, job_type the task.
 
     `id` with `resume` goes on with that run. What else W&B takes is ignored.
@@ -1725,26 +1739,36 @@ def init(project: str | None = None, *, name: str | None = None, config: Any = N
     return run
 
 
-def finish(exit_code: int | None = None, **ignored) -> None:
+def finish(exit_code: int | None = None, **ignored: object) -> None:
     """End the current run as `wandb.finish` does."""
     if run := _run("finish"):
-        _current.set(None)
-        run.finish(error=SystemExit(exit_code) if exit_code else None)
+        run.finish(exit_code=exit_code or 0)
 
 
-def _ignored(*args, **kwargs) -> None:
-    """Take any call: what W&B offers beyond the loop is not recorded, and must not end it."""
+class _Ignored:
+    """Stands for what W&B offers beyond its loop: takes every call, has every attribute."""
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+
+def _accept(name: str) -> _Ignored:
+    if name[:1].isupper() or name in ("watch", "unwatch", "define_metric", "alert", "login"):
+        _warn(("wandb", name), f"{name} of W&B is accepted and not recorded")
+        return _Ignored()
+    raise AttributeError(f"lab_logger has no {name!r}")
 
 
 def __getattr__(name: str):
     run = _current.get()
-    if name == "run" or name in ("config", "summary", "Settings") and run:
-        return getattr(run, name) if name != "run" else run
-    if name in ("watch", "unwatch", "define_metric", "alert", "login", "Settings") or (
-            name[:1].isupper()):
-        _warn(("wandb", name), f"{name} of W&B is accepted and not recorded")
-        return _ignored
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "run":
+        return run
+    return getattr(run, name) if run and name in ("config", "summary") else _accept(name)
 
 
 save = log_artifact
