@@ -995,7 +995,7 @@ def get_run(conn: sqlite3.Connection, run_id: str) -> dict:
 
 
 _MACHINE = (                             # what a run's system metrics come down to
-    ("process_memory_gib", "peak memory {peak:.1f} GiB"),
+    ("process_memory_gib", "peak memory {peak:.4g} GiB"),
     ("process_cpu_percent", "mean CPU {mean:.0f} % of a core"),
     (r"gpu\.(\d+)\.utilization_percent", "mean GPU {0} {mean:.0f} %"))
 
@@ -2609,11 +2609,13 @@ def described(journals: list[dict]) -> str:
 
 
 def check_outbox(db_path: str) -> Found:
-    """Check what waits to be sent to the server that AILAB_URL names."""
+    """Send what waits for the server that AILAB_URL names."""
     if url := lab_logger.lab_url():
-        waiting = lab_logger.pending(url)
-        yield (None, f"{described(waiting)} wait to be sent to {url}: run `python lab_logger.py "
-                     "sync`") if waiting else (True, f"nothing waits to be sent to {url}")
+        if waiting := lab_logger.pending(url):
+            yield True, f"{described(waiting)} wait to be sent to {url}"
+        problems = lab_logger.drain_all(None, url)
+        yield from ((None, problem) for problem in problems)
+        yield True, f"{len(waiting) - len(lab_logger.pending(url))} journals wholly sent to {url}"
 
 
 def check_disk(db_path: str) -> Found:

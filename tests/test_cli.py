@@ -495,18 +495,24 @@ def test_doctor_says_which_journal_could_not_be_taken_in_and_why(lab, cli):
     assert os.path.exists(os.path.join(folder, "newer.jsonl"))
 
 
-def test_doctor_says_what_waits_for_another_machine_and_how_to_send_it(lab, cli, monkeypatch):
+def test_doctor_sends_what_waits_for_another_machine_or_says_why_not(
+    lab, server, cli, monkeypatch
+):
     url = "http://127.0.0.1:1"
     monkeypatch.setenv("AILAB_URL", url)
-    assert f"ok    nothing waits to be sent to {url}" in cli("doctor")[1]
+    assert f"ok    0 journals wholly sent to {url}" in cli("doctor")[1]
     put_journals(lab_logger.journal_dirs(url)[0], {"db": url}, "far-1", "far-2")
     code, out, _ = cli("doctor")
-    assert code == 0
-    [line] = [line for line in out.splitlines() if line.startswith("warn") and url in line]
-    assert line.startswith("warn  2 journals of 2 runs, ")
-    assert line.endswith(f"wait to be sent to {url}: run `python lab_logger.py sync`")
+    assert code == 0 and "2 journals of 2 runs, " in out and f"wait to be sent to {url}" in out
+    faults = [line for line in out.splitlines() if line.startswith("warn") and "far-" in line]
+    assert len(faults) == 2 and all("is kept" in line for line in faults)
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("AILAB_URL", url)
+    put_journals(lab_logger.journal_dirs(url)[0], {"db": url}, "far-3")
+    assert f"1 journals wholly sent to {url}" in cli("doctor")[1]
+    assert lab_logger.pending(url) == []
     monkeypatch.delenv("AILAB_URL")
-    assert "sync" not in cli("doctor")[1]
+    assert "sent to" not in cli("doctor")[1]
 
 
 def test_doctor_says_when_the_lab_lies_on_a_network_file_system(lab, cli, monkeypatch):
