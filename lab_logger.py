@@ -1335,9 +1335,10 @@ class Run:
         with self._lock:
             try:
                 if not self._backlog:
-                    line = line[os.write(self._fd, line):]
-                    if not line:
+                    n_written = os.write(self._fd, line)
+                    if n_written == len(line):
                         return
+                    line = line[n_written:]
                 self._backlog += line
                 line = b""
                 while self._backlog:
@@ -1370,9 +1371,6 @@ class Run:
         self._append({"t": time.time(), "set": {column: value}})
 
     save = log_artifact
-
-    def __getattr__(self, name: str):
-        return _accept(name)
 
     def finish(self, result=None, *, error: BaseException | None = None, exit_code: int = 0,
                wait_s: float = FINISH_WAIT_S, how: str = "ran to its end") -> None:
@@ -1748,27 +1746,31 @@ def finish(exit_code: int | None = None, **ignored: object) -> None:
 class _Ignored:
     """Stands for what W&B offers beyond its loop: takes every call, has every attribute."""
 
+    def __init__(self, name: str) -> None:
+        self._name = name
+
     def __call__(self, *args, **kwargs):
+        _warn(("wandb", self._name), f"{self._name} of W&B is accepted and not recorded")
         return self
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str):
         if name.startswith("__"):
             raise AttributeError(name)
         return self
 
 
-def _accept(name: str) -> _Ignored:
-    if name[:1].isupper() or name in ("watch", "unwatch", "define_metric", "alert", "login"):
-        _warn(("wandb", name), f"{name} of W&B is accepted and not recorded")
-        return _Ignored()
-    raise AttributeError(f"lab_logger has no {name!r}")
+_BEYOND = ("watch", "unwatch", "define_metric", "alert", "login")
+for _name in _BEYOND:
+    setattr(Run, _name, _Ignored(_name))
 
 
 def __getattr__(name: str):
     run = _current.get()
-    if name == "run":
-        return run
-    return getattr(run, name) if run and name in ("config", "summary") else _accept(name)
+    if name == "run" or run and name in ("config", "summary"):
+        return run if name == "run" else getattr(run, name)
+    if name in _BEYOND or name[:1].isupper():
+        return _Ignored(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 save = log_artifact
