@@ -267,8 +267,10 @@ def test_answer_that_is_lost_doubles_no_point(server, stub, begin):
         return told if dice.random() < 0.3 else None
     stub.answer = forgetful
     training = begin()
-    for _ in range(20):
+    for _ in range(20):                           # more is logged between a sending and the next
+        n_before = len(stub.requests)
         training.log(50)
+        wait_until(lambda n_before=n_before: len(stub.requests) > n_before)
     wait_for(server, "running", 1000)
     stub.answer = hand_on
     assert len(training.end()) == 1
@@ -471,19 +473,23 @@ def test_many_loggers_and_one_server_that_comes_and_goes(server, begin):
 
 # --- What else is told --------------------------------------------------------------------
 
-def test_doctor_shows_what_waits_for_the_server(server, begin, tmp_path):
+def test_doctor_shows_what_waits_for_the_server_and_sends_it(server, begin):
     training = begin()
     training.log(10)
     training.end()
-    doctor = [sys.executable, str(ROOT / "ailab.py"), "doctor"]
-    env = environment(**server.env)
-    told = subprocess.run(doctor, env=env, capture_output=True, text=True, timeout=60).stdout
-    assert "1 journals of 1 runs, " in told
-    assert f" wait to be sent to {server.url}: run `python lab_logger.py sync`" in told
-    server.start()
-    assert sync(server, tmp_path / "empty")[0] == 0
-    told = subprocess.run(doctor, env=env, capture_output=True, text=True, timeout=60).stdout
-    assert f"nothing waits to be sent to {server.url}" in told
+    shown = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, str(ROOT / "ailab.py"), "doctor"], text=True,
+                              env=environment(**server.env), capture_output=True, timeout=60)
+        shown.append(done.stdout)
+        if not server.process:
+            server.start()
+    assert all("1 journals of 1 runs, " in told and f" wait to be sent to {server.url}" in told
+               for told in shown)
+    assert "is kept: it could not be taken in (<urlopen error" in shown[0]
+    assert f"0 journals wholly sent to {server.url}" in shown[0]
+    assert f"1 journals wholly sent to {server.url}" in shown[1]
+    assert losses(server) == [("finished", logged(10))]
 
 
 def test_url_that_is_none_is_told_and_the_run_goes_into_the_file(begin, tmp_path):
