@@ -340,6 +340,22 @@ def test_file_that_may_grow_no_further_for_a_while_loses_nothing(place):
     assert "File too large" in assert_all_arrived(place, stderr)
 
 
+def test_points_for_which_there_was_no_room_to_the_end_are_told_as_lost(place):
+    body = BODY.replace("range(6)", "range(3000)") % (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, -1))")
+    code, stdout, stderr = run(place, body)
+    assert (code, stdout) == (7, "True\nTrue None None\n")
+    told, *lost = stderr.splitlines()
+    assert told.startswith("lab_logger: ") and "File too large" in told
+    assert 1 <= len(lost) <= 2 and all(  # of two runs
+        line.startswith("lab_logger: ") and "lost" in line for line in lost)
+    taken_in(place / "lab" / "lab.db")
+    for run_id, in rows(place / "lab" / "lab.db", "SELECT run_id FROM runs"):
+        points = rows(place / "lab" / "lab.db", "SELECT epoch, metric_value FROM run_metrics WHERE "
+                                                "run_id = ? ORDER BY id", run_id)
+        assert points == MANY[:len(points)] != MANY            # what was written is whole
+
+
 # --- The journal's folder -----------------------------------------------------------------
 
 def test_journal_folder_removed_while_running_loses_nothing(place):
