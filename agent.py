@@ -1004,7 +1004,7 @@ class Question:
                 or named and re.fullmatch(r"(?=.*\d)[0-9a-f]{4,}", word):
             return Mention("id", (word,), word), 1
         raws = [atom.raw for atom in atoms[i:i + width]]
-        if before in ("run", "id") and width > 1 and re.search(r"\d", "".join(raws)):
+        if before in ("run", "id") and re.search(r"\d", "".join(raws)) and not word.isdigit():
             pieces = "[^a-z0-9]".join(map(re.escape, raws))
             whole = re.search(rf"\b{pieces}\b", self.text, re.I)
             said = whole.group() if whole else word

@@ -803,3 +803,16 @@ def test_a_built_in_answer_comes_quickly(labs):
     for _ in range(5):
         ask(labs["iris"], "best run")
     assert (time.perf_counter() - started) / 5 < 0.15
+
+
+@pytest.mark.parametrize("run_id", ["job1", "4711", "slurm-4711", "exp_7"])
+def test_run_of_a_schedulers_id_is_found_by_it(writable, run_id):
+    import ailab
+    lab = writable()
+    conn = ailab.open_lab(str(lab.path))
+    conn.execute("INSERT INTO runs (run_id, timestamp, status, end_reason) VALUES (?, "
+                 "'2026-11-24T00:00:00.000000Z', 'failed', 'failed: ValueError: boom')", (run_id,))
+    conn.close()
+    answer = ask(lab, f"why did run {run_id} fail?")
+    assert answer.used_run_ids == [run_id]
+    assert "failed: ValueError: boom" in answer.natural_language_answer
