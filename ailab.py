@@ -72,8 +72,8 @@ MAX_CONNECTIONS = 512                    # sockets, a thread each
 IDLE_S = 30                              # a silent connection is closed after this
 TIDY_EVERY_S = 1.5                       # how often a server looks for journals left behind
 WRITE_WAIT_S = 5.0                       # a note waits this long for another writer
-NEARLY_FULL = 90                         # percent of memory, where its want may have killed a run
 READ_WAIT_S = 1.5                        # and a read (which only a rollback journal makes wait)
+NEARLY_FULL, TOLD_WITHIN_S = 90, 120     # percent of memory so soon before a run's end: its cause?
 STOP_WAIT_S = 0.7                        # open requests get this long when the server ends
 GZIP_FROM_BYTES = 1_024
 CACHED_ANSWERS, CACHED_BYTES = 32, 1 << 18  # kept by a reader: how many, of how many bytes at most
@@ -201,6 +201,7 @@ class ComparedRun(RunSummary):
 class RunDetail(ComparedRun):
     """One run, whole."""
     pid: int | None = _about("process id")
+    process_key: str | None = _about("boot id/pid namespace/start time: tells a later such pid")
     cwd: str | None = _about("working directory at the start")
     error: str | None = _about("traceback of a failed run")
     received_from: str | None = _about("machine whose logger sent it here; null: logged here")
@@ -758,7 +759,7 @@ CREATE INDEX runs_parent ON runs (parent_run_id) WHERE parent_run_id IS NOT NULL
 def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Connection:
     """Open the lab as lab_logger.connect() does, its index made where it is missing.
 
-    Raises: StoreError, one sentence.
+    Raises: StoreError, one sentence; sqlite3.Error where the index cannot be made.
     """
     conn = lab_logger.connect(path, mode, timeout_s)
     conn.text_factory = lambda raw: raw.decode("utf-8", "replace")      # plain SQL wrote other text
@@ -789,17 +790,15 @@ def refresh(conn: sqlite3.Connection) -> None:
         conn.execute(_summarise("NOT INDEXED WHERE true"), {"since": since})   # by id
         conn.execute("UPDATE summarised SET id = ?", (FIRST_ID if newest is None else newest,))
     which = "run_id = :run_id AND metric_name = :metric_name"
-    marks = conn.execute("SELECT run_id, metric_name FROM stale").fetchall()
-    for mark in marks:
-        bound = {"run_id": mark[0], "metric_name": mark[1], "since": FIRST_ID}
+    for run_id, name in conn.execute("SELECT run_id, metric_name FROM stale").fetchall():
+        bound = {"run_id": run_id, "metric_name": name, "since": FIRST_ID}
         conn.execute(
             "UPDATE metric_summary SET n_points = 0, value = CASE WHEN is_returned THEN value END, "
             f"{', '.join(f'{at} = NULL' for at in _AT)} WHERE {which}", bound)
         conn.execute(_summarise(f"WHERE {which}"), bound)
         conn.execute(
             f"DELETE FROM metric_summary WHERE {which} AND n_points = 0 AND NOT is_returned", bound)
-    if marks:
-        conn.execute("DELETE FROM stale")
+    conn.execute("DELETE FROM stale")
 
 
 def is_stale(conn: sqlite3.Connection) -> bool:
@@ -828,9 +827,13 @@ def take_in(conn: sqlite3.Connection, db_path: str) -> list[str]:
 
 
 def _dead(conn: sqlite3.Connection) -> list[tuple[str, str]]:
-    running = conn.execute("SELECT run_id, hostname, pid, process_key, heartbeat_at FROM runs "
-                           "WHERE status = 'running'").fetchall()
-    return [(row[0], words) for row in running if (words := lab_logger.death(*row[1:]))]
+    """List the running runs that death() has words for, as (run_id, words)."""
+    boot = (lab_logger.process_key() or "?").partition("/")[0]   # other machines may have our name
+    return [(row[0], words) for row in conn.execute(
+        "SELECT run_id, hostname, CASE WHEN received_from IS NULL OR process_key LIKE ? THEN pid "
+        "END, CAST(process_key AS TEXT), CAST(heartbeat_at AS TEXT) FROM runs "
+        "WHERE status = 'running'", (f"{boot}/%",)).fetchall()
+        if (words := lab_logger.death(*row[1:]))]
 
 
 def close_dead(conn: sqlite3.Connection, run_id: str, words: str, part: str | None = None) -> None:
@@ -860,10 +863,10 @@ def _memory_at(conn: sqlite3.Connection, run_id: str, last: str) -> str:
         "run_metrics WHERE run_id = ? AND metric_name = ? ORDER BY id DESC LIMIT 1",
         (last, run_id, name)).fetchone() or (None, None)
         for name in ("system/memory_percent", "system/memory_gib"))
-    if not used or (percent or 0) < NEARLY_FULL:
+    if not used or (percent or 0) < NEARLY_FULL or before is None or before > TOLD_WITHIN_S:
         return ""
     return (f"; likely out of memory: {used:.1f} of {100 * used / percent:.1f} GiB "
-            f"({percent:.0f} %) were in use {before or 0:.0f} s before")
+            f"({percent:.0f} %) were in use {before:.0f} s before")
 
 
 def parts_of(resumptions_json: str | None) -> list[tuple[str, dict]]:
@@ -1003,15 +1006,15 @@ _MACHINE = (                             # what a run's system metrics come down
 def machine_use(conn: sqlite3.Connection, run_id: str) -> str:
     """Say in a line how a run used its machine; "" where no system metrics were logged."""
     rows = conn.execute(
-        "SELECT metric_name, avg(metric_value), max(metric_value) FROM run_metrics "
+        "SELECT metric_name, avg(metric_value), max(metric_value + 0.0) FROM run_metrics "
         f"WHERE run_id = ? AND {_SYSTEM} GROUP BY metric_name", (run_id,)).fetchall()
     return ", ".join(text.format(*found.groups(), mean=mean, peak=peak)
                      for pattern, text in _MACHINE for name, mean, peak in rows
                      if (found := re.fullmatch("system/" + pattern, name)) and mean is not None)
 
 
-_DETAIL_COLUMNS = ("pid", "cwd", "error", "received_from", "device_info", "git_diff", "pip_freeze",
-                   "artifacts_json", "resumptions_json")
+_DETAIL_COLUMNS = ("pid", "process_key", "cwd", "error", "received_from", "device_info", "git_diff",
+                   "pip_freeze", "artifacts_json", "resumptions_json")
 _TOLD = ("at", "hostname", "pid", "command", "git_hash", "params")     # of a resumption
 
 
@@ -1389,11 +1392,10 @@ class Connection:
 
 def file_key(path: str) -> tuple | None:
     """Identify the file at `path`; None where there is none."""
-    try:
+    with contextlib.suppress(OSError):
         found = os.stat(path)
         return found.st_dev, found.st_ino
-    except OSError:
-        return None
+    return None
 
 
 class Store:
@@ -1911,7 +1913,7 @@ class Handler(BaseHTTPRequestHandler):
                 ("Location", "/" + path.lstrip("/") + rest),     # never //another.host
                 ("Set-Cookie", f"{cookie}={quote(token, safe='')}; Path=/; HttpOnly; "
                                "SameSite=Strict")))
-        raise LabError("this lab asks for its token: open the address that `ailab serve` printed, "
+        raise LabError("the lab needs its token: open what `ailab serve` printed, set AILAB_TOKEN, "
                        "or send Authorization: Bearer TOKEN", 401, **{"WWW-Authenticate": "Bearer"})
 
     def parse_body(self, model: Any, body: bytes) -> Any:
@@ -2000,8 +2002,7 @@ def _is_same(offered: str, token: str) -> bool:
 
 class LabServer(ThreadingHTTPServer):
     """A lab's server, a thread a connection; while it serves, it takes in what killed runs left."""
-    daemon_threads = True
-    request_queue_size = 256
+    daemon_threads, request_queue_size = True, 256
     project: str
     token: str | None
 
@@ -2100,7 +2101,7 @@ def make_server(db_path: str, host: str = "127.0.0.1", port: int = 0, *, token: 
     if not is_loopback(host) and not token:
         raise LabError(f"{host!r} can be reached by others: give a token (--token or AILAB_TOKEN)")
     path = os.path.abspath(db_path)
-    with contextlib.suppress(StoreError):
+    with contextlib.suppress(StoreError, sqlite3.Error):
         open_lab(path, timeout_s=READ_WAIT_S).close()
     project = project or lab_logger.setting("PROJECT_NAME", "ai-lab")[0]
     return LabServer((host, port), Store(path), project, token, is_verbose)
@@ -2536,8 +2537,7 @@ def print_answer(args: argparse.Namespace, status: int, body: bytes) -> int:
     if args.json:
         print_json(answer)
     else:
-        for line in answer["natural_language_answer"].splitlines():
-            print(clean(line))
+        print(*map(clean, answer["natural_language_answer"].splitlines()), sep="\n")
         if answer["used_run_ids"]:
             print("runs: " + clean(", ".join(answer["used_run_ids"])))
         print(f"({clean(answer['answered_by'])})")
@@ -2548,7 +2548,7 @@ Found = Iterator[tuple[bool | None, str]]       # True ok, None warn, False fail
 
 
 def cmd_doctor(args: argparse.Namespace) -> int:
-    """Check Python, SQLite, the lab, disk, the assistant and the port; a line each."""
+    """Check Python, SQLite, lab, disk, assistant and port; take in or send what is pending."""
     code = 0
     for check in (check_python, check_store, check_outbox, check_disk, check_assistant, check_port):
         for verdict, text in check(args.db):

@@ -139,7 +139,8 @@ def test_show_tells_of_resumptions_and_of_the_machine_that_sent_the_run(lab, cli
 
 def test_show_sums_the_machine_up_in_a_line(lab, cli):
     insert_points(lab.conn, lab.ids["lr_01"], [(None, f"system/{name}", value) for name, value in (
-        ("process_memory_gib", 1.25), ("process_memory_gib", 3.5), ("memory_percent", 80.4),
+        ("process_memory_gib", 1.25), ("process_memory_gib", 3.5), ("process_memory_gib", "odd"),
+        ("memory_percent", 80.4),
         ("process_cpu_percent", 100.0), ("process_cpu_percent", 300.0),
         ("gpu.0.utilization_percent", 70.0), ("gpu.0.utilization_percent", 90.0),
         ("gpu.0.memory_gib", 21.75), ("gpu.1.utilization_percent", 5.0), ("cpu_percent", 50.0))])

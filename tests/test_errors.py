@@ -12,6 +12,9 @@ import urllib.parse
 import pytest
 from conftest import LINES, insert_run, journal_lines, started
 
+import ailab
+import lab_logger
+
 PATH = "/runs/{run_id}/note"
 GETS = ["/health", "/runs", "/runs/leaderboard?metric_name=accuracy", "/lab", "/experiments",
         "/metrics", "/openapi.json", "/runs/{run_id}", "/runs/{run_id}/metrics",
@@ -356,6 +359,20 @@ def test_a_store_that_breaks_is_a_503_until_it_is_back(lab, api, refused, conten
     finally:
         restore_store(lab.db_path)
     assert len(api("GET", "/runs")[2]) == 12
+
+
+def test_a_server_starts_while_another_process_makes_the_labs_index(db_path):
+    lab_logger.connect(db_path).close()           # as a training that never met ailab.py leaves it
+    writer = sqlite3.connect(db_path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    try:
+        server = ailab.make_server(db_path)
+    finally:
+        writer.execute("ROLLBACK")
+        writer.close()
+    with server.store.read() as reader:
+        assert ailab.list_runs(reader.conn, ailab.RunQuery(), limit=1) == []
+    server.server_close()
 
 
 def test_a_store_replaced_by_another_is_served_anew(lab, api, tmp_path):

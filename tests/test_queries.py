@@ -639,11 +639,12 @@ def test_a_run_killed_with_its_memory_full_says_what_is_likely(lab, answer):
         "12:00:03 UTC; likely out of memory: 15.2 of 15.6 GiB (97 %) were in use 4 s before")
 
 
-@pytest.mark.parametrize("percent, gib", [(89.9, 14.0), (None, 15.2), (97.0, None), ("x", 15.2),
-                                          (97.0, 0.0)])
-def test_a_run_killed_with_memory_left_says_nothing_of_memory(lab, answer, percent, gib):
+@pytest.mark.parametrize("percent, gib, at", [
+    (89.9, 14.0, AT), (None, 15.2, AT), (97.0, None, AT), ("x", 15.2, AT), (97.0, 0.0, AT),
+    (97.0, 15.2, "2026-11-20T11:58:02.000000Z"), (97.0, 15.2, None)])    # 121 s before, any time
+def test_a_run_killed_with_memory_left_says_nothing_of_memory(lab, answer, percent, gib, at):
     begin(lab.conn)
-    memory(lab.conn, "ended", percent, gib, AT)
+    memory(lab.conn, "ended", percent, gib, at)
     ailab.take_in(lab.conn, lab.db_path)
     assert answer("run", "ended")["end_reason"].endswith("12:00:03 UTC")
 
@@ -656,6 +657,36 @@ def test_a_run_of_another_machine_that_is_silent_is_lost(lab, answer):
         "lost: no sign of life from far for 300 s, last 2026-11-20 12:00:03 UTC")
     assert (answer("run", "alive")["status"], answer("run", "alive")["end_reason"]) == (
         "running", None)
+
+
+def test_a_sent_run_of_a_machine_of_our_name_ends_by_silence_alone(lab, answer):
+    """Its boot is another one, which on this machine would mean that it was restarted."""
+    sent = {"received_from": "10.0.0.7", "process_key": "b00t/pid:[1]/5"}
+    begin(lab.conn, **sent)
+    begin(lab.conn, "alive", heartbeat_at=lab_logger.utc(time.time()), **sent)
+    ailab.take_in(lab.conn, lab.db_path)
+    assert answer("run", "ended")["end_reason"].startswith(f"lost: no sign of life from {HERE} for")
+    assert (answer("run", "alive")["status"], answer("run", "alive")["end_reason"]) == (
+        "running", None)
+
+
+@pytest.mark.skipif(not lab_logger.process_key(), reason="no /proc")
+def test_a_sent_run_of_this_machine_ends_with_its_process(lab, answer):
+    boot = lab_logger.process_key().rpartition("/")[0]
+    begin(lab.conn, received_from="127.0.0.1", process_key=f"{boot}/5")
+    ailab.take_in(lab.conn, lab.db_path)
+    assert answer("run", "ended")["end_reason"].startswith(
+        f"killed without a word: process {GONE} on {HERE} is gone")
+
+
+@pytest.mark.parametrize("column", ["hostname", "pid", "process_key", "heartbeat_at", "timestamp",
+                                    "resumptions_json", "end_reason", "received_from"])
+def test_a_running_run_of_plain_sql_with_bytes_for_text_stops_nothing(lab, answer, column):
+    begin(lab.conn, "odd-run", **{column: b"\xff\0"})
+    begin(lab.conn)
+    ailab.take_in(lab.conn, lab.db_path)
+    assert answer("run", "ended")["status"] == "killed"
+    assert answer("run", "odd-run")["run_id"] == "odd-run"
 
 
 def test_a_lost_run_that_is_heard_of_again_lives_and_has_no_reason_any_more(lab, answer):

@@ -45,8 +45,8 @@ SUMMARY_KEYS = {
     "hostname", "heartbeat_at", "parent_run_id", "params", "final_metrics", "n_epochs_logged",
     "end_reason"}
 DETAIL_KEYS = SUMMARY_KEYS | {
-    "pid", "cwd", "error", "device_info", "git_diff", "pip_freeze", "artifacts", "artifact_files",
-    "metrics", "metrics_url", "child_run_ids", "received_from", "resumptions"}
+    "pid", "process_key", "cwd", "error", "device_info", "git_diff", "pip_freeze", "artifacts",
+    "artifact_files", "metrics", "metrics_url", "child_run_ids", "received_from", "resumptions"}
 CURVE_KEYS = {"run_id", "metric_name", "n_points", "cursor", "x", "time", "first", "min", "max",
               "last", "mean", "count", "nonfinite", "n_nonfinite"}
 
@@ -234,6 +234,14 @@ def test_a_sent_run_tells_which_machine_it_came_from(lab, api, ingest, url):
     ingest("job-1", 0, journal_lines())
     assert api("GET", "/runs/job-1")[2]["received_from"] == "127.0.0.1"
     assert api("GET", url("/runs/{id}"))[2]["received_from"] is None
+
+
+def test_a_sent_run_tells_what_its_logger_has_to_know_to_resume_it(api, ingest):
+    """Without the key, a later process of the same pid would be taken for the run's own."""
+    key = "b00t/pid:[4026531836]/777"
+    ingest("job-1", 0, journal_lines(hostname="far", pid=4711, process_key=key))
+    run = api("GET", "/runs/job-1")[2]
+    assert (run["hostname"], run["pid"], run["process_key"]) == ("far", 4711, key)
 
 
 def test_a_journal_that_is_sent_again_counts_once(api, ingest):
