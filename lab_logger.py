@@ -20,10 +20,7 @@ Every `log()` is one append to the run's own journal file, which survives `kill 
 thread moves journals into the lab. A lab that is locked, full, broken or out of reach costs one
 warning on stderr and never the training: the journal is kept, and taken in by the next process
 that opens the lab. Standard library only, Python 3.10 or later, Linux, macOS and Windows.
-
 A W&B loop runs as it is after `import lab_logger as wandb`.
-
-Sections: configuration, store, capture, journal and drain, run, log_run, drop-in, command line.
 """
 from __future__ import annotations
 
@@ -104,11 +101,11 @@ def lab_url(url: str = "") -> str | None:
     """Give the address of the lab server to log to (AILAB_URL), without a ?token= behind it."""
     url, source = (url, "--url") if url else setting("AILAB_URL")
     url = url.partition("?")[0].rstrip("/")
-    if url and not re.match(r"https?://[^/]", url):
-        _warn(url, f"AILAB_URL is {url!r} in {source}; give http://HOST:PORT: runs go into the "
-              f"lab {default_db_path()!r} until then")
-        return None
-    return url or None
+    if not url or re.match(r"https?://[^/]", url):
+        return url or None
+    _warn(url, f"AILAB_URL is {url!r} in {source}; give http://HOST:PORT: runs go into the lab "
+          f"{default_db_path()!r} until then")
+    return None
 
 
 # --- Store --------------------------------------------------------------------
@@ -158,8 +155,8 @@ METRIC_COLUMNS = {
     "step": "INTEGER",
     "timestamp": "TEXT",              # NULL in rows that came by plain SQL
 }
-NETWORK_KINDS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "afpfs", "ceph", "glusterfs",
-                 "lustre", "gpfs", "beegfs", "fuse", "webdav"}
+NETWORK_KINDS = (r"(nfs4?|cifs|smb3|smbfs|9p|afs|afpfs|ceph|glusterfs|lustre|gpfs|beegfs|webdav|"
+                 r"fuse(\..*)?)$")
 
 
 def _create(conn) -> None:
@@ -202,17 +199,12 @@ def connect(path: str, mode: str = "rw", timeout_s: float = 30.0):
                                isolation_level=None, timeout=timeout_s, check_same_thread=False)
         # NORMAL: a commit survives the process; a power cut may take the last ones, never the file.
         conn.execute("PRAGMA synchronous = NORMAL")
-        if _version(conn, path) < SCHEMA_VERSION:
-            if mode == "ro":
-                conn.close()
-                connect(path, "rw", timeout_s).close()
-                return connect(path, "ro", timeout_s)
-            with transaction(conn):               # several processes may race for it
-                for step in MIGRATIONS[_version(conn, path):]:
-                    step(conn)
-                conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         if mode == "rw":
-            _set_journal_mode(conn, path)
+            _prepare(conn, path)
+        elif _version(conn, path) < SCHEMA_VERSION:
+            conn.close()
+            connect(path, "rw", timeout_s).close()
+            return connect(path, "ro", timeout_s)
         return conn
     except (sqlite3.Error, OSError) as error:
         raise StoreError(f"the lab at {path!r} cannot be used ({error})") from error
@@ -227,13 +219,17 @@ def _version(conn, path) -> int:
     return version
 
 
-def _set_journal_mode(conn, path) -> None:
-    """Use a write-ahead log, except where its shared memory does not reach all of its users."""
+def _prepare(conn, path) -> None:
+    """Migrate; use a write-ahead log, except where its shared memory does not reach all users."""
     import sqlite3
+    if _version(conn, path) < SCHEMA_VERSION:
+        with transaction(conn):                   # several processes may race for it
+            for step in MIGRATIONS[_version(conn, path):]:
+                step(conn)
+            conn.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     if kind := network_filesystem(path):
-        _warn(("network", path), f"the lab {path!r} lies on a network file system ({kind}): it "
-              "uses a rollback journal, which is safe there and slower; DB_PATH on a local disk, "
-              "or AILAB_URL, is faster")
+        _warn(path, f"the lab {path!r} lies on a network file system ({kind}): it uses a rollback "
+              "journal, which is safe there and slower; a local DB_PATH, or AILAB_URL, is faster")
     with contextlib.suppress(sqlite3.OperationalError):       # others have it open: next time
         conn.execute(f"PRAGMA journal_mode = {'delete' if kind else 'wal'}")
 
@@ -251,12 +247,12 @@ def network_filesystem(path: str, mounts: str = "/proc/self/mounts") -> str | No
     else:
         with contextlib.suppress(OSError):
             text = _read(mounts)
-    longest, found = "", ""
+    found = ("", "")
     for point, kind in re.findall(row, text):
         point = point.replace("\\040", " ").rstrip("/") + "/"
-        if (real + "/").startswith(point) and len(point) >= len(longest):
-            longest, found = point, kind
-    return found if found in NETWORK_KINDS or found.startswith("fuse.") else None
+        if (real + "/").startswith(point) and len(point) >= len(found[0]):
+            found = (point, kind)
+    return found[1] if re.match(NETWORK_KINDS, found[1]) else None
 
 
 @contextlib.contextmanager
@@ -498,26 +494,26 @@ def process_key(pid: int | str = "self") -> str | None:
 
 
 def death(hostname: str | None, pid: int | None, key: str | None,
-          heartbeat_at: str | None) -> str | None:
+          heartbeat_at: str | None = None) -> str | None:
     """Say in words how a run's process ended; None while it may be alive.
 
-    This machine's processes are asked for, and told by `key` (see process_key) from later ones of
-    the same pid; any other is lost after LOST_AFTER_S without a sign of life.
+    This machine's processes are asked for, told by `key` (see process_key) from later ones of the
+    same pid; any other is lost after LOST_AFTER_S without a sign of life.
     """
     own, killed = process_key() or "", "killed without a word: "
-    if pid and hostname == host_name() and os.name != "nt":      # there os.kill would end it
-        is_exact = bool(key and own)              # else a later process may have taken the pid
-        if is_exact and not str(key).startswith(own.split("/")[0] + "/"):
+    is_here = pid and hostname == host_name() and os.name != "nt"
+    if is_here and key and own:
+        if not key.startswith(own.partition("/")[0] + "/"):
             return f"{killed}{hostname} was restarted"
-        if not is_exact or str(key).startswith(own.rpartition("/")[0] + "/"):   # not in a container
-            if is_exact and process_key(pid) == key:
-                return None
+        if process_key(pid or 0) == key:
+            return None
+        is_here = key.startswith(own.rpartition("/")[0] + "/")    # not in another container
+    if is_here:
+        with contextlib.suppress(PermissionError):
+            is_gone = bool(key and own)           # else a later process may have its pid
             try:
-                os.kill(pid, 0)
-                is_gone = is_exact
-            except PermissionError:
-                is_gone = False
-            except (ProcessLookupError, OverflowError):
+                os.kill(pid or 0, 0)              # only asks; on Windows it would end it
+            except (ProcessLookupError, OverflowError, TypeError):
                 is_gone = True
             if is_gone:
                 return f"{killed}process {pid} on {hostname} is gone"
@@ -534,9 +530,9 @@ def host_name() -> str:
 def jsonable(value, name: str = "", parents: tuple = ()):
     """Turn any object into what strict JSON holds, without ever raising.
 
-    Non-finite numbers become "NaN", "Infinity", "-Infinity"; a value whose name says that it is a
-    secret "***"; numpy-like scalars, dataclasses, namespaces and paths their plain value; anything
-    else its repr, cut at MAX_TEXT characters. `parents` are the ids of the objects around it.
+    Non-finite numbers become "NaN", "Infinity", "-Infinity"; what is named like a secret "***";
+    scalars of numpy's kind, dataclasses, namespaces and paths their plain value; anything else its
+    repr, cut at MAX_TEXT characters. `parents` are the ids of the objects around it.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -565,7 +561,7 @@ def _plain(value):
     if isinstance(value, float):
         return _number(float(value))
     if _is_mapping(value):
-        return {key: value[key] for key in value.keys()}  # noqa: SIM118  not every one iterates so
+        return dict(value)
     if isinstance(value, (list, tuple)):
         return list(value)
     if isinstance(value, (set, frozenset)):
@@ -583,9 +579,8 @@ def _plain(value):
     return _repr(value)
 
 
-def _is_mapping(value) -> bool:
-    return isinstance(value, dict) or (
-        callable(getattr(value, "keys", None)) and hasattr(value, "__getitem__"))
+def _is_mapping(value) -> bool:                   # its class is asked: instances may raise
+    return hasattr(type(value), "keys") and hasattr(type(value), "__getitem__")
 
 
 def _repr(value) -> str:
@@ -662,11 +657,10 @@ def drain(take: Any, path: str, offset: int = 0) -> bool:
     """Hand a journal's new lines to a lab, exactly once each.
 
     Args:
-        take: (journal, offset, lines) -> (bytes that the lab holds, status of the run), such as
-            take_lines for a connection, or post_lines for a server.
-        offset: what the lab is thought to hold; it is asked where 0.
+        take: take_lines of a connection, or post_lines of a server.
+        offset: bytes that the lab is thought to hold; it is asked where 0.
     Returns: True when nothing is left and the run has ended, so that the file may go.
-    Raises: sqlite3.Error, StoreError, OSError; the lab holds what it held before the failed chunk.
+    Raises: as `take`; the lab holds what it held before the failed chunk.
     """
     name = os.path.splitext(os.path.basename(path))[0]
     held, status = (offset, None) if offset else take(name, 0, b"")
@@ -693,10 +687,8 @@ def take_lines(conn, journal: str, offset: int, lines: bytes,
         journal: run id, or run id.part.
         offset: of the first line; lines that are held are skipped, after a gap none is taken.
         received_from: the machine that sent them; None for this one.
-    Returns: how many bytes of the journal are held, and the run's status (None: no such run;
-        "lost": killed by silence alone).
+    Returns: bytes of the journal held, status of the run (None: no run; "lost": by silence alone).
     Raises: sqlite3.Error; StoreError for a journal of a newer format; ValueError for what is none.
-        Nothing is taken then.
     """
     import sqlite3
     if not re.fullmatch(r"[\w-]{1,64}(\.[0-9a-f]{8})?", journal, re.ASCII):
@@ -799,8 +791,7 @@ def _apply(conn, run_id: str, part: str, lines: bytes, end: int, received_from: 
 def _keep_newest(conn, run_id: str, part: str, parts: dict, rows: list[tuple]) -> None:
     """Of points at one epoch and step, keep those of the newest part that logged them.
 
-    A metric that is beyond all that earlier parts logged of it is noted in its part as "past", and
-    looked up no more.
+    Metrics that are beyond all that older parts logged are noted as "past": looked up no more.
     """
     from bisect import bisect
     own = parts.get(part, {})
@@ -810,7 +801,7 @@ def _keep_newest(conn, run_id: str, part: str, parts: dict, rows: list[tuple]) -
         return
     names, begins = {row[1] for row in keyed}, sorted(told.get("at", "") for told in parts.values())
     first_epoch, first_step = (
-        min((row[i] for row in keyed if row[i] is not None), default=None) for i in (3, 4))
+        min((row[i] for row in keyed if row[i] is not None), default=-1 << 63) for i in (3, 4))
     found = [(row[0], bisect(begins, row[1]), row[2:]) for row in conn.execute(
         "SELECT id, ifnull(timestamp, ''), metric_name, epoch, step FROM run_metrics "
         "WHERE run_id = ? AND metric_name IN (SELECT value FROM json_each(?)) "
@@ -829,10 +820,8 @@ def post_lines(url: str, journal: str, offset: int, lines: bytes, death: str = "
                timeout_s: float = 10.0) -> tuple[int, str | None]:
     """Hand lines to the lab server at `url`, as take_lines() does to a store.
 
-    Args:
-        death: the words of death() where the run's process, on this machine, is gone.
-    Raises: OSError when it cannot be reached, StoreError when it refuses, ValueError for a journal
-        that it will never take.
+    `death` are the words of death() where the run's process, on this machine, is gone.
+    Raises: OSError: out of reach. StoreError: it refuses. ValueError: it will never take that.
     """
     import gzip
     from urllib.parse import urlencode
@@ -866,35 +855,30 @@ def _call(url: str, timeout_s: float, body: bytes | None = None) -> dict:
         raise StoreError(f"the server gave no answer of a lab: {problem!r}") from None
 
 
-def drain_all(conn, lab: str) -> list[str]:
-    """Take in every journal of this lab, whoever wrote it; those of ended runs go.
+def drain_all(conn, lab: str, run_id: str | None = None) -> list[str]:
+    """Take in every journal of this lab, or of one run; those of ended runs go.
 
     Args:
         conn: of the lab's store; None where `lab` is the URL of a server.
     Returns: a sentence for each journal that could not be taken in; it is kept.
     """
     problems = []
-    for journal in pending(lab):
+    take: Any = functools.partial(post_lines, lab) if conn is None \
+        else functools.partial(take_lines, conn)
+    for path in [found["path"] for found in pending(lab) if run_id in (None, found["run_id"])]:
         try:
-            _drain_one(conn, lab, journal["path"])
+            if conn is None:                      # a server cannot ask for this machine's processes
+                writer = _head(path).get("set", {})
+                words = death(*(writer.get(name) for name in ("hostname", "pid", "process_key")))
+                if words and not drain(take, path):
+                    take(os.path.basename(path)[:-len(".jsonl")], 0, b"", words)
+            if drain(take, path):
+                _remove(path)
         except FileNotFoundError:
             continue                              # another process has just taken it in
         except Exception as error:  # noqa: BLE001  one odd journal hides no other
-            problems.append(f"the journal {journal['path']!r} is kept: it could not be taken in "
-                            f"({error})")
+            problems.append(f"the journal {path!r} is kept: it could not be taken in ({error})")
     return problems
-
-
-def _drain_one(conn, lab: str, path: str) -> None:
-    take: Any = functools.partial(take_lines, conn)
-    if conn is None:                              # a server cannot ask for this machine's processes
-        take = functools.partial(post_lines, lab)
-        writer = _head(path).get("set", {})
-        words = death(writer.get("hostname"), writer.get("pid"), writer.get("process_key"), None)
-        if words and not drain(take, path):
-            take(os.path.basename(path)[:-len(".jsonl")], 0, b"", words)
-    if drain(take, path):
-        _remove(path)
 
 
 def _remove(path: str) -> None:
@@ -938,7 +922,7 @@ class _Drainer:
         self.lab, self.is_remote = lab, "://" in lab
         self.lock = threading.RLock()
         self.conn: Any = None
-        self.file: tuple | None = None            # which file the connection is of
+        self.inode: int | None = None             # of the file that the connection is of
         self.runs: set[Run] = set()
         self.n_failures, self.is_busy = 0, False
         self.is_closing = threading.Event()
@@ -961,13 +945,14 @@ class _Drainer:
         """Give what drain() hands lines to."""
         if self.is_remote:
             return functools.partial(post_lines, self.lab, timeout_s=min(max(wait_s, 0.1), 10.0))
-        if self.conn is not None and self.file != _file_key(self.lab):
+        inode = os.stat(self.lab).st_ino if os.path.exists(self.lab) else None
+        if self.conn is not None and self.inode != inode:
             _warn(("gone", self.lab), f"the lab {self.lab!r} was removed or replaced while "
                   "runs were alive: they go whole into the one that is there now")
             self.disconnect()
         if self.conn is None:
             self.conn = connect(self.lab, timeout_s=wait_s)
-            self.file = _file_key(self.lab)
+            self.inode = os.stat(self.lab).st_ino
         self.conn.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
         return functools.partial(take_lines, self.conn)
 
@@ -983,8 +968,7 @@ class _Drainer:
         except Exception as error:  # noqa: BLE001  whatever the lab does, training goes on
             self.n_failures += 1
             self.is_busy = any(word in str(error) for word in ("locked", "busy", "timed out"))
-            if not self.is_busy:
-                self.disconnect()
+            self.disconnect()
             if only or not self.is_busy:
                 self._warn_kept(error)
         finally:
@@ -992,12 +976,11 @@ class _Drainer:
         return not self.n_failures
 
     def _warn_kept(self, why: object) -> None:
-        folders = sorted({os.path.dirname(run.path) for run in list(self.runs)})
-        then = ("once the server answers, or by `python lab_logger.py sync`"
-                if self.is_remote else "by the next process that opens the lab")
-        _warn(("store", self.lab), f"the lab {self.lab!r} cannot take in runs at present ({why}); "
-              f"training goes on, every point is kept in {' and '.join(folders)} and is taken in "
-              f"{then}")
+        folders = " and ".join(sorted({os.path.dirname(run.path) for run in list(self.runs)}))
+        then = ("once the server answers, or by `python lab_logger.py sync`" if self.is_remote
+                else "by the next process that opens the lab")
+        _warn((self.lab, "cannot"), f"the lab {self.lab!r} cannot take in runs at present ({why}); "
+              f"training goes on, every point is kept in {folders} and is taken in {then}")
 
     def _drain_run(self, run: Run, wait_s: float) -> None:
         run._write(b"")                           # what a full disk kept back
@@ -1018,7 +1001,7 @@ class _Drainer:
             if run.is_over:                       # another process took it in
                 self.runs.discard(run)
             else:
-                run._restore()
+                run._rewrite("was removed while it was written")
 
     def disconnect(self) -> None:
         conn, self.conn = self.conn, None
@@ -1034,19 +1017,12 @@ class _Drainer:
                 break                             # a broken lab does not mend within seconds
             if self.runs:
                 time.sleep(0.1)
-        if self.runs:
+        for run in list(self.runs):
             self._warn_kept("timed out: it is slow, or locked")
+            run._lose("there was no room for them to the end")
         if self.lock.acquire(timeout=1):
             self.disconnect()
             self.lock.release()
-
-
-def _file_key(path: str) -> tuple | None:
-    try:
-        status = os.stat(path)
-        return status.st_dev, status.st_ino
-    except OSError:
-        return None
 
 
 _drainers: dict[str, _Drainer] = {}
@@ -1085,9 +1061,8 @@ def _sample() -> None:
                 metrics = system_metrics(last)
                 if is_first:                      # no CPU shares yet: they are of the time between
                     metrics = {}
-        line = _dumps({"t": time.time(), "m": metrics}).encode() + b"\n"
         for run in _live_runs():
-            run._write(line)
+            run._append(m=metrics)
         time.sleep(pause_s)
 
 
@@ -1124,10 +1099,8 @@ _current: contextvars.ContextVar[Run | None] = contextvars.ContextVar("ailab_run
 class Run:
     """One run: `with start_run("iris", params={...}) as run:`, or call finish() at its end.
 
-    With `run_id` that run goes on, after a preemption say, or begins where the lab has none:
-    epochs that are logged again replace what they repeat. A run that is alive elsewhere is left
-    alone: this one is then recorded under an id of its own.
-
+    With `run_id` that run goes on, after a preemption say, or begins where the lab has none: epochs
+    logged again replace what they repeat. Is it alive elsewhere, this one gets an id of its own.
     Attributes: run_id, path (of its journal), lab (path or URL), result (what `with` ends it with),
         config and summary (dicts of params and final metrics, to be changed).
     Its methods never raise for a fault of the lab: they warn once on stderr.
@@ -1147,9 +1120,8 @@ class Run:
         self._wandb: Any = None
         self._spent_s = 0.0                       # by this run before it was resumed
         self._leave("it could not be begun")
-        self.config = _Live(lambda values: self._set("params_json", _dumps(_params(values))))
-        self.summary = _Live(
-            lambda values: self._set("final_metrics_json", _dumps(_numbers(values))))
+        self.config = _Live(self, "params_json", _params)
+        self.summary = _Live(self, "final_metrics_json", _numbers)
         columns = {"experiment_name": experiment_name, "model_name": model_name,
                    "task_name": task_name, "note": note,
                    "dataset_id": dataset_id or setting("DATASET_ID")[0] or None}
@@ -1177,7 +1149,7 @@ class Run:
             head["resume"] = {"at": self._resumed_at, **who, "git_hash": facts.get("git_hash"),
                               "params": values}
         self._open_journal(f"{self.run_id}{part}.jsonl")
-        self._append(head)
+        self._append(**head)
         self._drainer.runs.add(self)
         with contextlib.suppress(Exception):      # an object's own methods may raise anything
             dict.update(self.config, _plain(params))
@@ -1210,10 +1182,7 @@ class Run:
                     "status", "hostname", "pid", "process_key", "heartbeat_at", "duration_s")))
             return
         with contextlib.closing(connect(self.lab, timeout_s=FINISH_WAIT_S)) as conn:
-            for journal in pending(self.lab):
-                if journal["run_id"] == run_id:
-                    with contextlib.suppress(FileNotFoundError):
-                        _drain_one(conn, self.lab, journal["path"])
+            drain_all(conn, self.lab, run_id)
             with transaction(conn):               # of two that resume at once, one is refused
                 conn.execute("INSERT INTO runs (run_id) VALUES (?) ON CONFLICT DO NOTHING",
                              (run_id,))
@@ -1233,10 +1202,7 @@ class Run:
         self._resumed_at = max(self._resumed_at, heartbeat_at or "")   # clocks of machines differ
 
     def _open_journal(self, name: str) -> None:
-        """Make the journal's file, with what an older one of this run holds, where there is room.
-
-        The descriptor is the process's own, whoever removes the file.
-        """
+        """Make the journal's file, with what an older one of the run holds, where there is room."""
         errors, flags = [], os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_RDWR
         for folder in journal_dirs(self.lab):
             path, new, start = os.path.join(folder, name), -1, 0
@@ -1259,30 +1225,17 @@ class Run:
             return
         raise OSError(f"no journal can be written ({'; '.join(errors)})")
 
-    def _restore(self) -> None:
-        """Write the journal anew after somebody removed it under the run."""
+    def _rewrite(self, fault: str) -> None:
+        """Write the journal anew where there is room: it was removed, or its disk is full."""
         with self._lock:
-            try:
-                self._open_journal(os.path.basename(self.path))
-                _warn(("restored", self.run_id), f"the journal of run {self.run_id} was removed "
-                      f"while it was written; training goes on, and all of it is in {self.path!r}"
-                      " again, to be taken in as before")
-            except OSError as error:
-                _warn(("lost", self.run_id), f"the journal {self.path!r} was removed under its run "
-                      f"and cannot be written anew ({error}): points that the lab has not yet, and "
-                      "those to come, are lost")
-                self._leave("its journal was removed")
-
-    def _find_room(self, error: OSError) -> None:
-        """Move the journal, once, from a disk that is full; else its points wait in memory."""
-        old, self._may_move = self.path, False
-        with contextlib.suppress(OSError):
-            self._open_journal(os.path.basename(old))
-            self._write(b"")
-        told = ("its points wait in memory for room, and are taken in then" if self._backlog
-                else f"all of it is in {self.path!r}, to be taken in as before")
-        _warn(("store", self.lab), f"the journal {old!r} cannot be written ({error}); training "
-              f"goes on, {told}")
+            old, self._may_move = self.path, False
+            with contextlib.suppress(OSError):
+                self._open_journal(os.path.basename(old))
+                self._write(b"")
+            told = (f"all of it is in {self.path!r}, to be taken in as before"
+                    if os.path.exists(self.path) and not self._backlog
+                    else "its points wait for room, and are taken in then")
+            _warn((self.lab, fault[:6]), f"the journal {old!r} {fault}; training goes on, {told}")
 
     def _leave(self, why: str) -> None:
         """Write no more to the journal: from now on log() warns once."""
@@ -1327,8 +1280,8 @@ class Run:
         self._keys[name] = f",{json.dumps(_text(str(name)))}:"
         return self._keys[name]
 
-    def _append(self, record: dict) -> None:
-        self._write(_dumps(record).encode() + b"\n")
+    def _append(self, **record) -> None:
+        self._write(_dumps({"t": time.time(), **record}).encode() + b"\n")
 
     def _write(self, line: bytes) -> None:
         """Append to the journal: one system call; what a full disk refuses waits in memory."""
@@ -1346,11 +1299,14 @@ class Run:
             except OSError as error:
                 self._backlog += line
                 if self._may_move and self._fd >= 0:
-                    self._find_room(error)
-                if self._backlog and (self._fd < 0 or len(self._backlog) > MAX_BACKLOG_BYTES):
-                    self._backlog.clear()
-                    why = self._why_left if self._fd < 0 else "its disk was full for too long"
-                    _warn(("lost", self.run_id), f"points of run {self.run_id} are lost: {why}")
+                    self._rewrite(f"cannot be written ({error})")
+                if self._fd < 0 or len(self._backlog) > MAX_BACKLOG_BYTES:
+                    self._lose(self._why_left if self._fd < 0 else "its disk was full for too long")
+
+    def _lose(self, why: str) -> None:
+        if self._backlog:
+            self._backlog.clear()
+            _warn(("lost", self.run_id), f"points of run {self.run_id} are lost: {why}")
 
     def log_artifact(self, path) -> None:
         """Record the path of a file that the run made, as absolute; a URL stays as it is."""
@@ -1360,15 +1316,12 @@ class Run:
                 text = os.path.abspath(text)
                 if not os.path.exists(text):
                     _warn(text, f"the artifact {text!r} does not exist; its path is recorded")
-            self._append({"t": time.time(), "artifact": text})
+            self._append(artifact=text)
 
     def note(self, text: str) -> None:
         """Set the run's note, such as "PUBLISH: best so far"."""
         with _harmless("the note was not recorded"):
-            self._set("note", None if text is None else _text(str(text)))
-
-    def _set(self, column: str, value) -> None:
-        self._append({"t": time.time(), "set": {column: value}})
+            self._append(set={"note": None if text is None else _text(str(text))})
 
     save = log_artifact
 
@@ -1400,13 +1353,13 @@ class Run:
                 self.log_artifact(path)
         with _harmless("the end of a run could not be recorded"):
             if not os.path.exists(self.path):
-                self._restore()
+                self._rewrite("was removed while it was written")
             duration = time.monotonic() - self._began
             status, reason, trace = _end_of(error, how)
-            self._append({"t": time.time(), "set": {
+            self._append(set={
                 "status": status, "end_reason": reason, "error": trace,
                 "ended_at": utc(self._t + duration), "final_metrics_json": _dumps(finals),
-                "duration_s": round(self._spent_s + duration, 6)}})
+                "duration_s": round(self._spent_s + duration, 6)})
         self.is_over = True
         with self._lock:
             if not self._backlog:
@@ -1423,7 +1376,7 @@ class Run:
         import wandb  # type: ignore[import-not-found, unused-ignore]
         self._wandb = wandb.init(project=setting("WANDB_PROJECT")[0], name=name, config=params,
                                  reinit="create_new")
-        self._set("wandb_url", self._wandb.url)
+        self._append(set={"wandb_url": self._wandb.url})
 
     def __enter__(self) -> Run:
         self._token = _current.set(self)
@@ -1583,13 +1536,11 @@ def log_run(function: object = None, /, *, experiment_name: str | None = None,
             resume: bool = False):
     """Record every call as a run: `@log_run`, `@log_run()` or `@log_run(task_name="x")`.
 
-    The function may be sync, async or a generator; its signature, return value and exceptions stay
-    as they were. Its arguments are the run's params; those called experiment_name, model_name,
-    task_name and dataset_id win over the ones given here. A returned mapping holds final metrics,
-    and under `artifacts` paths, under `history` or `epoch_metrics` rows per epoch; a pair is
-    (metrics, artifacts); a bare number is the metric `result`. With `resume`, the first call in a
-    process whose environment has AILAB_RUN_ID (a scheduler's job id, say) goes on with that run.
-
+    The function may be sync, async or a generator; its signature, value and exceptions stay as they
+    were. Its arguments are the params; experiment_name, model_name, task_name and dataset_id among
+    them win over those here. A returned mapping holds final metrics, and under `artifacts` paths,
+    under `history` or `epoch_metrics` rows per epoch; a pair is (metrics, artifacts); a bare number
+    the metric `result`. With `resume`, a process's first call goes on with the run AILAB_RUN_ID.
     Raises: TypeError, at once, for what cannot be decorated.
     """
     columns = {"experiment_name": experiment_name, "model_name": model_name, "task_name": task_name,
@@ -1702,9 +1653,9 @@ def _wrap_async_generator(function, begin):
 class _Live(dict):
     """A dict with attributes whose every change goes to the journal: run.config, run.summary."""
 
-    def __init__(self, on_change) -> None:
+    def __init__(self, run: Run, column: str, as_json) -> None:
         super().__init__()
-        object.__setattr__(self, "_on_change", on_change)
+        self.__dict__.update(_run=run, _column=column, _as_json=as_json)
 
     def __setitem__(self, name, value) -> None:
         self.update({name: value})
@@ -1713,7 +1664,7 @@ class _Live(dict):
         named.pop("allow_val_change", None)
         super().update(values, **named)
         with _harmless("a change of config or summary was not recorded"):
-            self._on_change(dict(self))
+            self._run._append(set={self._column: _dumps(self._as_json(self))})
 
     def __getattr__(self, name):
         if name in self:
