@@ -65,7 +65,7 @@ MAX_QUERY = 4_000                        # characters of a question
 MIN_PREFIX = 6                           # characters of a run id that may stand for it
 
 MAX_BODY_BYTES = 1 << 20                 # of a request
-MAX_LINES_BYTES = 16_000_000             # of journal lines in one request, packed or not
+MAX_LINES, MAX_LINES_BYTES = 200_000, 16_000_000  # of a journal in one request, packed or not
 MAX_URL_BYTES = 1 << 13                  # of a request line
 MAX_HEADERS, MAX_HEADER_BYTES = 64, 1 << 15  # lines, bytes of all together
 MAX_CONNECTIONS = 512                    # sockets, a thread each
@@ -1533,6 +1533,8 @@ def ingest(request: Request) -> dict:
     conn, given, lines = request.conn, request.given, request.body
     journal, death = given["journal"], given["death"]
     run_id, _, part = journal.partition(".")
+    if lines.count(b"\n") > MAX_LINES:    # empty ones would hold the store for most of a minute
+        raise LabError(f"the body holds more than {MAX_LINES} lines: send fewer at a time", 413)
     try:
         held, status = lab_logger.take_lines(
             conn, journal, given["offset"], lines[:lines.rfind(b"\n") + 1], request.client)
@@ -2153,9 +2155,7 @@ def clean(value: Any) -> str:
 
 def cell(value: Any) -> str:
     """Write a value for a table: numbers with 4 significant digits, nothing for None."""
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else clean(value)
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else clean(value)
 
 
 def painted(text: str, code: str | None) -> str:

@@ -243,6 +243,10 @@ def test_lines_of_more_than_sixteen_megabytes_are_refused_before_they_are_read(r
     refused(413, "POST", SEND, None, {**LINES, "Content-Length": "16000001"})
 
 
+def test_more_lines_than_a_logger_ever_sends_are_refused(refused):
+    assert "200000 lines" in refused(413, "POST", SEND, b"\n" * 200_001, LINES)
+
+
 @pytest.mark.parametrize("record", [
     {"set": {"note": {"a": 1}}}, {"set": {"status": None}}, {"m": {"loss": [1]}}, {"m": 5},
     {"m": {"loss": "high"}}, {"set": 5}, {"t": "soon", "m": {"loss": 1}}, {"e": 1 << 70, "m": {
