@@ -158,11 +158,11 @@ def main(argv: list[str] | None = None) -> int:
             from cluster import connect  # not at the top: it needs dask
             backend = connect(scheduler, trouble)
         show(jobs, n_jobs, done, backend)
-        if scheduler:
-            backend.client.close()
-        else:
+        if not scheduler:
             get_reusable_executor(reuse=True).shutdown()   # the workers take in what is left
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if scheduler:
+            backend.client.close()       # which looks like trouble to whom watches it
     except ConnectionError as error:
         print(f"sweep.py: {error}", file=sys.stderr)
         return 1
