@@ -83,7 +83,7 @@ export function flatten(params, prefix = "", into = {}) {
 export function differingParams(runs) {
   const all = runs.map((run) => flatten(run.params));
   const names = new Set(all.flatMap(Object.keys));
-  return [...names].filter((name) =>  new Set(all.map((params) => param(params[name]))).size > 1);
+  return [...names].filter((name) => new Set(all.map((params) => param(params[name]))).size > 1);
 }
 
 /** Names of metrics, the one to open with first: accuracy, else a val_ or test_ one, else the commonest. */
