@@ -35,7 +35,10 @@ import re
 import sys
 import threading
 import time
-from typing import Any
+
+TYPE_CHECKING = False                 # at run time typing costs a quarter of the whole import
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["log", "log_artifact", "log_run", "note", "start_run"]
 __version__ = "0.1.0"
@@ -99,12 +102,18 @@ def default_db_path() -> str:
 
 def lab_url(url: str = "") -> str | None:
     """Give the address of the lab server to log to (AILAB_URL), without a ?token= behind it."""
-    url, source = (url, "--url") if url else setting("AILAB_URL")
+    from urllib.parse import urlsplit
+    source = "the command line"
+    if not url:
+        url, source = setting("AILAB_URL")
     url = url.partition("?")[0].rstrip("/")
-    if not url or re.match(r"https?://[^/]", url):
-        return url or None
-    _warn(url, f"AILAB_URL is {url!r} in {source}; give http://HOST:PORT: runs go into the lab "
-          f"{default_db_path()!r} until then")
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(url)
+        if not url or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+                       and not re.search(r"[@\s#]", url)):
+            return url or None
+    _warn(url, f"the address {_text(url)!r} in {source} is no lab server's; give http://HOST:PORT, "
+          f"and a token as AILAB_TOKEN: runs go into the lab {default_db_path()!r} until then")
     return None
 
 
@@ -544,10 +553,10 @@ def jsonable(value, name: str = "", parents: tuple = ()):
         plain, parents = _plain(value), (*parents, id(value))
         if isinstance(plain, (dict, list)) and len(plain) > 1_000 and len(parents) > 1:
             return f"<{type(value).__name__} of {len(plain)} items>"
-        if isinstance(plain, dict):
-            return {_text(str(key)): jsonable(item, str(key), parents)
-                    for key, item in plain.items()}
-        return [jsonable(item, "", parents) for item in plain] if isinstance(plain, list) else plain
+        if isinstance(plain, list):
+            return [jsonable(item, "", parents) for item in plain]
+        return plain if not isinstance(plain, dict) else {
+            _text(str(key)): jsonable(item, str(key), parents) for key, item in plain.items()}
     except Exception:  # noqa: BLE001  an object's own methods may raise anything
         return _repr(value)
 
@@ -672,7 +681,9 @@ def drain(take: Any, path: str, offset: int = 0) -> bool:
                 chunk += journal.readline()       # end on a whole line, however long
             end = chunk.rfind(b"\n") + 1
             if not end:
-                return status not in (None, "running", "lost")
+                is_over = status not in (None, "running", "lost")
+                age_s = time.time() - os.stat(path).st_mtime
+                return is_over or (not held and age_s > LOST_AFTER_S)   # it died while beginning
             before = held
             held, status = take(name, held, chunk[:end])
             if held == before:
@@ -836,8 +847,10 @@ def _call(url: str, timeout_s: float, body: bytes | None = None) -> dict:
     """Ask a lab server, for JSON; AILAB_TOKEN (or the ?token= of AILAB_URL) opens its door."""
     from http.client import HTTPException
     from urllib import error, request
-    token = setting("AILAB_TOKEN")[0] or setting("AILAB_URL")[0].partition("?token=")[2]
+    token = (setting("AILAB_TOKEN")[0] or setting("AILAB_URL")[0].partition("?token=")[2]).strip()
     headers = {"Content-Type": "application/x-ndjson", "Content-Encoding": "gzip"} if body else {}
+    if not re.fullmatch(r"[!-~]*", token):
+        raise StoreError("AILAB_TOKEN holds characters that no token has")
     if token:
         headers["Authorization"] = f"Bearer {token}"
     try:
@@ -850,6 +863,8 @@ def _call(url: str, timeout_s: float, body: bytes | None = None) -> dict:
             told = json.loads(told)["detail"]
         kind = {404: LookupError, 409: ValueError, 413: ValueError, 422: ValueError}.get(
             problem.code, StoreError)
+        if problem.code in (401, 403):
+            told = f"AILAB_TOKEN is {'not the one it wants' if token else 'not set'}"
         raise kind(f"the server answered {problem.code}: {told}") from None
     except (HTTPException, ValueError, TypeError) as problem:
         raise StoreError(f"the server gave no answer of a lab: {problem!r}") from None
@@ -971,6 +986,9 @@ class _Drainer:
             self.disconnect()
             if only or not self.is_busy:
                 self._warn_kept(error)
+        except BaseException:                     # Ctrl-C: perhaps in the middle of a transaction
+            self.disconnect()
+            raise
         finally:
             self.lock.release()
         return not self.n_failures
@@ -983,6 +1001,7 @@ class _Drainer:
               f"training goes on, every point is kept in {folders} and is taken in {then}")
 
     def _drain_run(self, run: Run, wait_s: float) -> None:
+        run._may_move = True                      # again: there may be room by now
         run._write(b"")                           # what a full disk kept back
         try:
             size = os.stat(run.path).st_size
@@ -1047,12 +1066,13 @@ def _live_runs() -> list[Run]:
 def _sample() -> None:
     """Write a heartbeat, and system metrics when due, into every live run; nvidia-smi is slow."""
     text, source = setting("AILAB_SAMPLE_EVERY_S", str(SAMPLE_EVERY_S))
-    is_number, last = re.fullmatch(r"\d+(\.\d*)?", text), dict[str, Any]()
+    is_number = re.fullmatch(r"\d+(\.\d*)?", text)
     every_s = float(text) if is_number else SAMPLE_EVERY_S
     if not is_number:
         _warn(text, f"AILAB_SAMPLE_EVERY_S is {text!r} in {source}; give seconds, 0 for no system "
               f"metrics: they are taken every {every_s:g} s")
     pause_s, due = min(max(every_s, 0.1) if every_s else math.inf, HEARTBEAT_EVERY_S), 0.0
+    last: dict[str, Any] = {}
     while True:
         metrics: dict[str, float] = {}
         with _harmless("system metrics could not be taken; training goes on"):
@@ -1111,7 +1131,7 @@ class Run:
                  note: str | None = None, params: Any = None, db_path: str | None = None,
                  run_id: str | None = None) -> None:
         import uuid
-        self.run_id = self.id = str(uuid.uuid4())   # from the system: no seed makes it twice
+        self.run_id = self.id = self.name = str(uuid.uuid4())   # no seed makes it twice
         self.project, self.path = experiment_name, ""
         self.is_over, self.taken_in, self.result = False, 0, None
         self._fd, self._may_move = -1, True       # of the journal; to another folder
@@ -1138,7 +1158,8 @@ class Run:
         self._resumed_at = utc(self._t)
         with contextlib.suppress(OSError):        # it was deleted
             cwd = _text(os.getcwd())
-        part = self._part(str(run_id)) if run_id else ""
+        # A file is named after it: PBS says 123.server, a Slurm array 7_1.
+        part = self._part(re.sub(r"[^A-Za-z0-9_-]", "-", str(run_id))[:64]) if run_id else ""
         values = _params(params)
         who = {"hostname": host_name(), "pid": os.getpid(), "command": launch_command()}
         head = {"v": JOURNAL_VERSION, "t": self._t, "db": self.lab, "set": {
@@ -1166,15 +1187,13 @@ class Run:
                   f"trained here is recorded as a run of its own, {self.run_id}")
             return ""
         except Exception as error:  # noqa: BLE001  the part has a journal of its own: no harm
-            _warn(("resume", run_id), f"whether run {run_id!r} is alive elsewhere could not be "
-                  f"asked ({error}); it is resumed")
+            _warn((self.lab, "cannot"), f"whether run {run_id!r} is alive elsewhere could not be "
+                  f"asked ({error}); it is resumed, and taken in once the lab can be used")
         self.run_id = self.id = run_id
         return f".{os.urandom(4).hex()}"
 
     def _take_over(self, run_id: str) -> None:
         """Raise ValueError for a run that is alive; in a lab's file, mark it as this process's."""
-        if not re.fullmatch(r"[\w-]{1,64}", run_id, re.ASCII):
-            raise ValueError("an id is 1 to 64 letters, digits, - and _")
         if "://" in self.lab:
             with contextlib.suppress(LookupError):                # the server has no such run
                 run = _call(f"{self.lab}/runs/{run_id}", FINISH_WAIT_S)
@@ -1186,10 +1205,14 @@ class Run:
             with transaction(conn):               # of two that resume at once, one is refused
                 conn.execute("INSERT INTO runs (run_id) VALUES (?) ON CONFLICT DO NOTHING",
                              (run_id,))
-                self._check_dead(*conn.execute(
-                    "SELECT status, hostname, pid, process_key, heartbeat_at, ifnull(duration_s, "
-                    "86400 * (julianday(heartbeat_at) - julianday(timestamp))) FROM runs "
-                    "WHERE run_id = ?", (run_id,)).fetchone())
+                deleted_at, *state = conn.execute(
+                    "SELECT deleted_at, status, hostname, pid, process_key, heartbeat_at, "
+                    "ifnull(duration_s, 86400 * (julianday(heartbeat_at) - julianday(timestamp))) "
+                    "FROM runs "
+                    "WHERE run_id = ?", (run_id,)).fetchone()
+                if deleted_at:
+                    raise ValueError("it is in the trash: `ailab.py restore` brings it back")
+                self._check_dead(*state)
                 conn.execute("UPDATE runs SET status = 'running', hostname = ?, pid = ?, "
                              "process_key = ?, heartbeat_at = ? WHERE run_id = ?",
                              (host_name(), os.getpid(), process_key(), utc(self._t), run_id))
@@ -1211,6 +1234,8 @@ class Run:
                 new = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600)
                 while self._fd >= 0 and (block := os.pread(self._fd, CHUNK_BYTES, start)):
                     start += os.write(new, block)
+                while self._backlog:              # an empty file needs no room: this does
+                    del self._backlog[:os.write(new, self._backlog)]
             except OSError as error:
                 errors.append(str(error))
                 if new >= 0:                      # too small
@@ -1231,7 +1256,6 @@ class Run:
             old, self._may_move = self.path, False
             with contextlib.suppress(OSError):
                 self._open_journal(os.path.basename(old))
-                self._write(b"")
             told = (f"all of it is in {self.path!r}, to be taken in as before"
                     if os.path.exists(self.path) and not self._backlog
                     else "its points wait for room, and are taken in then")
@@ -1245,15 +1269,17 @@ class Run:
         with contextlib.suppress(OSError):
             os.close(fd)
 
-    def log(self, metrics=None, /, *, epoch=None, step=None, **named) -> None:
+    def log(self, metrics=None, at=None, /, *, epoch=None, step=None, **named) -> None:
         """Append one point of each metric to the journal: numbers, NaN and infinity included.
 
         Args:
             metrics: a mapping for names that are no identifiers; nested ones join by `/`.
             epoch, step: whole numbers; named metrics follow as keywords.
+            at: the step, as W&B takes it.
         """
         try:
             if metrics is not None:
+                step = at if step is None else step
                 named.pop("commit", None)         # W&B's
                 named = {**_flatten(metrics), **named}
                 if epoch is None and isinstance(named.get("epoch"), int):
@@ -1308,7 +1334,7 @@ class Run:
             self._backlog.clear()
             _warn(("lost", self.run_id), f"points of run {self.run_id} are lost: {why}")
 
-    def log_artifact(self, path) -> None:
+    def log_artifact(self, path, **ignored) -> None:
         """Record the path of a file that the run made, as absolute; a URL stays as it is."""
         with _harmless(f"the artifact {_repr(path)} was not recorded"):
             text = _text(os.fsdecode(path))
@@ -1340,7 +1366,8 @@ class Run:
         if self.is_over or self._fd < 0:
             return
         error = SystemExit(exit_code) if exit_code else error
-        finals, status = dict[str, Any](), "failed"
+        finals: dict = {}
+        status = "failed"
         with _harmless("what a run returned could not all be read"):
             finals = _numbers(self.summary)
             metrics, artifacts, history = _split_result(result)
@@ -1385,10 +1412,14 @@ class Run:
     def __exit__(self, kind, error, trace) -> None:
         with contextlib.suppress(ValueError):     # left in another context than it was entered in
             _current.reset(self._token)
-        if isinstance(error, (StopIteration, StopAsyncIteration)) and self._is_stepwise:
-            self.finish(getattr(error, "value", None))
-        elif error or not self._is_stepwise:
-            self.finish(self.result, error=error)
+        try:
+            if isinstance(error, (StopIteration, StopAsyncIteration)) and self._is_stepwise:
+                self.finish(getattr(error, "value", None))
+            elif error or not self._is_stepwise:
+                self.finish(self.result, error=error)
+        except KeyboardInterrupt as interrupt:    # while it was ended
+            self.finish(self.result, error=error or interrupt)
+            raise
 
 
 start_run = Run                       # reads better: a run begins where this is called
@@ -1405,7 +1436,7 @@ def _end_of(error: BaseException | None, how: str) -> tuple[str, str, str | None
     told = f"{type(error).__name__}: {message}".rstrip(": ")
     if isinstance(error, SystemExit):
         told = f"sys.exit({'' if error.code is None else _repr(error.code)[:200]})"
-        if error.code in (None, 0):
+        if error.code is None or (isinstance(error.code, int) and not error.code):
             return "finished", f"finished: {told}", None
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
@@ -1469,7 +1500,7 @@ def _whole(what: str, value) -> str:
         return str(value)
     number = _as_float(value)
     if number is not None and number % 1 == 0 and abs(number) < 1 << 63:
-        return str(int(value))
+        return str(int(number))
     _warn(("number", what), f"the {what} is no whole number but {_repr(value)[:80]}: left out")
     return "null"
 
@@ -1508,16 +1539,16 @@ def _run(caller: str) -> Run | None:
     return run
 
 
-def log(metrics: object = None, /, *, epoch: object = None, step: object = None,
-        **named: object) -> None:
+def log(metrics: object = None, at: object = None, /, *, epoch: object = None,
+        step: object = None, **named: object) -> None:
     """Log metrics of the current run: `log(epoch=3, loss=0.2)` or `log({"val/acc": 0.9})`."""
     run = _current.get() or _run("log")
     if run is not None:
-        run.log(metrics, epoch=epoch, step=step, **named)
+        run.log(metrics, at, epoch=epoch, step=step, **named)
 
 
-def log_artifact(path: object) -> None:
-    """Record the path of a file that the current run made."""
+def log_artifact(path: object, **ignored: object) -> None:
+    """Record the path of a file that the current run made; what else W&B takes is ignored."""
     if run := _run("log_artifact"):
         run.log_artifact(path)
 
@@ -1662,6 +1693,7 @@ class _Live(dict):
 
     def update(self, values: Any = (), **named) -> None:  # type: ignore[override]
         named.pop("allow_val_change", None)
+        values = _plain(values) if not isinstance(values, (dict, list, tuple)) else values
         super().update(values, **named)
         with _harmless("a change of config or summary was not recorded"):
             self._run._append(set={self._column: _dumps(self._as_json(self))})
@@ -1684,7 +1716,7 @@ def init(project: str | None = None, *, name: str | None = None, config: Any = N
     note = " · ".join(str(text) for text in (name, notes, *(tags or ())) if text)
     run = Run(project, task_name=job_type, note=note or None, params=config,
               run_id=id if resume else None)
-    run._token = _current.set(run)
+    run._token, run.name = _current.set(run), name or run.run_id
     return run
 
 
@@ -1710,7 +1742,7 @@ class _Ignored:
         return self
 
 
-_BEYOND = ("watch", "unwatch", "define_metric", "alert", "login")
+_BEYOND = ("watch", "unwatch", "define_metric", "alert", "login", "plot", "use_artifact")
 for _name in _BEYOND:
     setattr(Run, _name, _Ignored(_name))
 
@@ -1737,19 +1769,36 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--url", default="", help="of a lab server; default: AILAB_URL")
     parser.add_argument("--db", help="a lab's file instead; default: DB_PATH without AILAB_URL")
     options = parser.parse_args(argv)
-    lab = os.path.abspath(os.path.expanduser(options.db)) if options.db \
-        else lab_url(options.url) or default_db_path()
-    n_before = len(pending(lab))
-    try:
-        problems = _take_in(lab)
-    except StoreError as error:
-        problems = [str(error)]
-    left = len(pending(lab))
-    print(f"{n_before - left} of {n_before} journals are wholly in {lab}; {left} are left"
-          + (": of runs that are alive, or as said" if left else ""))
-    for problem in problems:
-        print(f"lab_logger: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+    url = lab_url(options.url)
+    if options.url and not url:
+        return 2
+    os.environ["AILAB_TOKEN"] = options.url.partition("?token=")[2] or setting("AILAB_TOKEN")[0]
+    labs = [os.path.abspath(os.path.expanduser(options.db))] if options.db else \
+        [url] if url else [default_db_path(), *_outboxes()]
+    is_whole = True
+    for lab in dict.fromkeys(labs):
+        n_before, problems = len(pending(lab)), list[str]()
+        try:
+            problems = _take_in(lab) if n_before else []
+        except StoreError as error:
+            problems = [str(error)]
+        left = len(pending(lab))
+        print(f"{n_before - left} of {n_before} journals are wholly in {lab}"
+              + (f"; {left} stay: their runs have not ended, or as said below" if left else ""))
+        for problem in problems:
+            print(f"lab_logger: {problem}", file=sys.stderr)
+        is_whole = is_whole and not problems
+    return 0 if is_whole else 1
+
+
+def _outboxes() -> list[str]:
+    """List the lab servers that journals in the home wait for."""
+    from glob import glob
+    found: list[str] = []
+    for path in glob(os.path.expanduser(os.path.join("~", ".ai-lab", "*journals", "*.jsonl"))):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            found += [lab for lab in [str(_head(path).get("db"))] if "://" in lab]
+    return found
 
 
 if __name__ == "__main__":

@@ -334,6 +334,19 @@ def test_store_equals_what_was_logged_whenever_writer_and_drainers_die(
     conn.close()
 
 
+@pytest.mark.parametrize("data", [b"", b'{"v":2,"t":1.0,"se'])
+def test_journal_of_a_process_that_died_while_it_began_goes_after_a_while(db_path, data):
+    path = put_journal(db_path, data)
+    conn = ailab.open_lab(db_path)
+    lab_logger.drain_all(conn, db_path)
+    assert path.exists()  # its process may be about to write
+    then = time.time() - lab_logger.LOST_AFTER_S - 1
+    os.utime(path, (then, then))
+    lab_logger.drain_all(conn, db_path)
+    assert not path.exists()
+    conn.close()
+
+
 def test_two_drainers_at_once_take_each_line_in_once(db_path):
     put_journal(db_path, journal_of([("loss", i / 7, i) for i in range(5000)], ended=True))
     ailab.open_lab(db_path).close()
