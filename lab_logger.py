@@ -57,6 +57,8 @@ CHUNK_BYTES = 1 << 19        # of a journal, taken in by one transaction
 MAX_TEXT = 1_000             # characters of the repr of an object that JSON cannot hold
 MAX_DIFF_BYTES = 1 << 20     # of git_diff
 MAX_UNTRACKED_BYTES = 1 << 17  # of one untracked file in git_diff
+SECRET_FILES = (".env*", "*.env", "*.pem", "*.key", "id_rsa*", "id_ed25519*", "*credentials*",
+                "*secrets*", ".netrc")     # never in git_diff
 MAX_BACKLOG_BYTES = 1 << 26  # held in memory while no journal can be written (a full disk)
 
 
@@ -295,9 +297,10 @@ def git_info(deadline: float) -> dict[str, str | None]:
     if not root:
         return {}
     head = git("rev-parse", "--verify", "-q", "HEAD").decode().strip()
+    where = ["--", ".", *(f":(exclude,glob)**/{pattern}" for pattern in SECRET_FILES)]
     diff = git("diff", "--no-ext-diff", "--no-textconv", "--no-color", *([head] if head else []),
-               "--", ".", ":(exclude,glob)**/.env*")
-    for name in git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0"):
+               *where)
+    for name in git("ls-files", "--others", "--exclude-standard", "-z", *where).split(b"\0"):
         if name and len(diff) <= MAX_DIFF_BYTES and time.monotonic() < deadline:
             with contextlib.suppress(OSError):
                 diff += _untracked_diff(os.path.join(os.fsencode(root), name), name)
@@ -308,8 +311,8 @@ def git_info(deadline: float) -> dict[str, str | None]:
 
 
 def _untracked_diff(path: bytes, name: bytes) -> bytes:
-    """Write an untracked file as a diff that adds it; none for `.env`s, binary or large ones."""
-    if os.path.basename(name).startswith(b".env") or not os.path.isfile(path):
+    """Write an untracked file as a diff that adds it; none for binary or large ones."""
+    if not os.path.isfile(path):
         return b""
     with open(path, "rb") as file:
         body = file.read(MAX_UNTRACKED_BYTES + 1)
@@ -476,12 +479,15 @@ def is_secret(name: str) -> bool:
     words = re.sub(r"[^a-z]+", "_", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()).strip("_")
     if re.fullmatch(r"(pad|eos|bos|unk|mask|sep|cls|start|end)_token", words):
         return False                              # a tokenizer's special tokens are no secrets
-    return re.search(r"(^|_)(password|passwd|passphrase|secret|credentials?|api_?key|access_key|"
-                     r"private_key|token)$|(^|_)secret_", words) is not None
+    return re.search(r"(^|_)(pwd|passwd|passphrase|secrets?|credentials?|(api|access|private|ssh)_?"
+                     r"keys?|token|auth|authorization|bearer|cookies?|jwt)$|password$|(^|_)secret_",
+                     words) is not None
 
 
 def _text(text: str) -> str:
-    """Make text fit for the store: secrets in URLs hidden, lone surrogates spelled out."""
+    """Make text fit for the store: secrets in URLs and headers hidden, surrogates spelled out."""
+    if "earer " in text:
+        text = re.sub(r"\b([Bb]earer )[\w.~+/=-]{8,}", r"\1***", text)
     if "://" in text:
         text = re.sub(r"(https?://)[^/\s:@]+@", r"\1***@", text)     # a token alone
         text = re.sub(r"(://[^/\s:@]*:)[^/\s@]+@", r"\1***@", text)

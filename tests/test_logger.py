@@ -282,7 +282,8 @@ def test_git_state_holds_hash_and_diff_without_dotenv_files(tmp_path, db_path):
     git("commit", "-qm", "first")
     (tmp_path / "model.py").write_text("new = 2\n")
     (tmp_path / "extra.py").write_text("untracked = 3\n")
-    (tmp_path / ".env").write_text("API_KEY=hunter2\n")
+    for name in (".env", "prod.env", "id_rsa", "tls.pem", "credentials.json"):
+        (tmp_path / name).write_text("API_KEY=hunter2\n")
     (tmp_path / "blob.bin").write_bytes(b"\0\1")
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True
@@ -901,6 +902,8 @@ def test_secrets_in_odd_places_never_reach_the_store(db_path):
     log_run(lambda *args: None)(
         MappingProxyType({"password": secret}), [{"password": secret}] * 1001,
         f"https://{secret}@github.com/x", f"https://h/x?api_key={secret}&n=1",
+        {"pwd": secret, "headers": {"Authorization": secret}, "MYPASSWORD": secret},
+        f"curl -H 'X: Bearer {secret}{secret}'",
     )
     run = only_run(db_path)
     assert secret not in run["params_json"] and "&n=1" in run["params_json"]
@@ -943,3 +946,71 @@ os._exit(0)
     done = script(db_path, body)
     assert float(done.stdout) < 5, done.stderr
     assert len(lab_logger.pending(db_path)) == 6
+
+
+@pytest.mark.parametrize(
+    ("url", "good"),
+    [("http://login1:8000/", "http://login1:8000"), ("https://lab.example.org/x", None),
+     ("http://[::1]:80?token=x", "http://[::1]:80"), ("HTTP://h:1", "HTTP://h:1")],
+)
+def test_address_of_a_server_is_taken_without_its_token(url, good):
+    assert lab_logger.lab_url(url) == (good or url)
+
+
+@pytest.mark.parametrize(
+    "url", ["login1:8000", "ftp://x", "http://", "http://h:abc", "http://[::1", "http://a b",
+            "http://me:hunter2@h", "http://h/#x"]
+)
+def test_address_that_is_no_servers_is_told_and_shows_no_password(db_path, monkeypatch, capfd, url):
+    lab_logger._warned.clear()
+    monkeypatch.setenv("AILAB_URL", url)
+    log_run(lambda: 1)()
+    assert only_run(db_path)["status"] == "finished"
+    told = capfd.readouterr().err
+    assert told.count("lab_logger:") == 1 and "give http://HOST:PORT" in told
+    assert "hunter2" not in told
+
+
+@pytest.mark.parametrize("token", ["tok\nen", "t\u00f6ken"])
+def test_token_that_no_header_can_hold_is_told_and_not_shown(monkeypatch, token):
+    monkeypatch.setenv("AILAB_TOKEN", token)
+    with pytest.raises(lab_logger.StoreError) as caught:
+        lab_logger.post_lines("http://127.0.0.1:9", "r1", 0, b"")
+    assert str(caught.value) == "AILAB_TOKEN holds characters that no token has"
+
+
+def test_interrupt_in_the_middle_of_an_ending_is_recorded_and_passes(db_path, monkeypatch):
+    take_lines, is_first = lab_logger.take_lines, [True]
+
+    def interrupted(conn, *args, **kwargs):
+        if is_first and threading.current_thread() is threading.main_thread():
+            is_first.clear()
+            conn.execute("BEGIN IMMEDIATE")
+            raise KeyboardInterrupt
+        return take_lines(conn, *args, **kwargs)
+
+    monkeypatch.setattr(lab_logger, "take_lines", interrupted)
+    monkeypatch.setattr(lab_logger, "DRAIN_EVERY_S", 60)
+    with pytest.raises(KeyboardInterrupt), start_run("first"):
+        log(loss=1.0)
+    with start_run("second"):                     # by a connection that is in no transaction
+        log(loss=2.0)
+    lab_logger._drainers[db_path].drain_live(5)
+    assert rows(db_path, "SELECT experiment_name, status FROM runs ORDER BY timestamp") == [
+        {"experiment_name": "first", "status": "finished"},
+        {"experiment_name": "second", "status": "finished"}]
+
+
+def test_sync_sends_what_waits_for_any_server_and_makes_no_lab(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DB_PATH", str(tmp_path / "typo.db"))
+    assert lab_logger.main(["sync"]) == 0
+    url = "http://127.0.0.1:9"
+    folder = Path(lab_logger.journal_dirs(url)[0])
+    folder.mkdir(parents=True)
+    (folder / "r1.jsonl").write_text(json.dumps({"v": 2, "t": 1.0, "db": url, "set": {}}) + "\n")
+    assert lab_logger.main(["sync"]) == 1
+    told = capfd.readouterr()
+    assert f"0 of 1 journals are wholly in {url}; 1 stay" in told.out and "is kept" in told.err
+    assert lab_logger.main(["sync", "--url", "ftp://x"]) == 2
+    assert not (tmp_path / "typo.db").exists()
