@@ -1015,7 +1015,7 @@ def machine_use(conn: sqlite3.Connection, run_id: str) -> str:
 
 _DETAIL_COLUMNS = ("pid", "process_key", "cwd", "error", "received_from", "device_info", "git_diff",
                    "pip_freeze", "artifacts_json", "resumptions_json")
-_TOLD = ("at", "hostname", "pid", "command", "git_hash", "params")     # of a resumption
+_TOLD = {"at": str, "hostname": str, "pid": int, "command": str, "git_hash": str, "params": dict}
 
 
 def _details(conn: sqlite3.Connection, run_ids: list[str]) -> dict[str, dict]:
@@ -1031,7 +1031,7 @@ def _details(conn: sqlite3.Connection, run_ids: list[str]) -> dict[str, dict]:
         run["device_info"] = load_json(run["device_info"], {})
         run["artifacts"] = [str(path) for path in load_json(run.pop("artifacts_json"), [])]
         run["resumptions"] = [
-            {name: told.get(name) for name in _TOLD}
+            {key: told[key] if type(told.get(key)) is kind else None for key, kind in _TOLD.items()}
             for _, told in parts_of(run.pop("resumptions_json"))
             if told.get("at") != run["timestamp"]]       # a run begun under a given id
         run["metrics"] = []

@@ -103,14 +103,14 @@ export function endingOf({ status, end_reason: reason, error }) {
   if (!text) return null;
   const [, head = status, kind = status, rest = text] =
     /^((finished|failed|interrupted|killed|lost)\b[^:]*): (.*)$/s.exec(text) ?? [];
-  const [what, detail = ""] = rest.split(/; (?=(?:at|likely) (?!.*; (?:at|likely) ))/s);
-  return { kind, head, what, detail };
+  const cut = Math.max(...["; at ", "; likely "].map((mark) => rest.lastIndexOf(mark)));
+  return { kind, head, what: cut < 0 ? rest : rest.slice(0, cut), detail: cut < 0 ? "" : rest.slice(cut + 2) };
 }
 
 const UNITS = { percent: ", %", gib: ", GiB", c: ", °C", w: ", W" };
 /** Chart and line of a machine's metric: "system/gpu.0.memory_gib" gives ["GPU memory, GiB", "GPU 0"]. */
 export function systemPlace(name) {
-  const [, gpu, what, unit] = /^system\/(?:gpu\.(\w+)\.)?(.*?)(?:_(percent|gib|c|w))?$/.exec(name);
+  const [, gpu, what, unit] = /^system\/(?:gpu\.(\w+)\.)?(.*?)(?:_(percent|gib|c|w))?$/s.exec(name);
   const title = `${gpu ? "GPU " : ""}${what.replaceAll("_", " ").replace("cpu", "CPU")}${UNITS[unit] ?? ""}`;
   return [title.charAt(0).toUpperCase() + title.slice(1), gpu ? `GPU ${gpu}` : what.split("_")[0]];
 }

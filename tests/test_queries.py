@@ -721,6 +721,15 @@ def test_a_run_tells_its_resumptions_oldest_first(lab, answer):
     assert answer("run", lab.ids["lr_01"])["resumptions"] == []
 
 
+def test_resumptions_of_another_shape_tell_nothing(lab, answer):
+    """The page takes an object for a cell's attributes; another machine may send any."""
+    odd = {"text": "x", "onclick": "alert(1)"}
+    insert_run(lab.conn, run_id="resumed", resumptions_json=json.dumps({"aaaaaaaa": {
+        "at": odd, "hostname": odd, "pid": "7", "command": [odd], "git_hash": 5, "params": "x"}}))
+    assert answer("run", "resumed")["resumptions"] == [dict.fromkeys(
+        ["at", "hostname", "pid", "command", "git_hash", "params"])]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"a": 1}', '{"a": {"at": 5}}'])
 def test_odd_resumptions_of_plain_sql_never_break_a_run(lab, answer, text):
     insert_run(lab.conn, run_id="resumed", resumptions_json=text)

@@ -108,3 +108,11 @@ test("a system metric has a chart with its unit and a line of its own", () => {
     "system/fan": ["Fan", "fan"], "system/": ["", ""] };
   for (const [name, place] of Object.entries(cases)) assert.deepEqual(format.systemPlace(name), place);
 });
+
+test("an ending or a system metric that somebody made up is shown whole, and at once", () => {
+  const began = performance.now();
+  const end = format.endingOf({ status: "failed", end_reason: `failed: ${"; at ".repeat(200_000)}` });
+  assert.ok(performance.now() - began < 1000);            // 30 s where it is looked through for each "; at "
+  assert.deepEqual([end.what.length, end.detail], [999_995, "at "]);
+  assert.deepEqual(format.systemPlace("system/a\nb"), ["A\nb", "a\nb"]);
+});
