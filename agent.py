@@ -759,8 +759,8 @@ _MACHINE = [
     ("CPU use", f"cpus? {_USE}|{_HOW}cpus?", "(?:process_)?cpu_percent", "process_cpu_percent"),
     ("disk use", f"(?:free )?disk(?: space| {_USE})?", r"disk_\w+", "disk_percent"),
     ("memory use", f"(?:memory|ram)(?: {_USE})?", r"(?:process_)?memory_\w+", "process_memory_gib")]
-_REASON = (r"\b(?:r[au]n(?:ning)? )?out of (?:(?:gpu|cuda) )?(?:memory|vram|ram)\b|"
-           r"\boom(?: kill(?:ed|s)?)?\b|(?:\bwith )?(?:\ban? )?\b(\w{3,}(?:error|interrupt))\b")
+_REASON = (r"\b(?:r[au]n(?:ning)? )?out of (?:(?:gpu|cuda) )?(?:memory|vram|ram)\b|\boom(?: kill"
+           r"(?:ed|s)?)?\b|(?:\bwith )?(?:\ban? )?\b(\w{3,}(?:error|interrupt)|without a word)\b")
 
 
 def window(text: str, now: dt.datetime) -> tuple[str, str, str]:

@@ -385,6 +385,7 @@ CASES = [Case(*(part.strip() if part else part for part in row)) for row in [
     ("ops", "end", "how did yesterday's runs end?", "list_runs", "op6 op5 op4", "3 runs"),
     ("ops", "end", "which runs were interrupted?", "list_runs", "op4", "1 run"),
     ("ops", "end", "how many runs were lost?", "count_runs", "op5", "1 run"),
+    ("ops", "end", "which runs were killed without a word?", "list_runs", "op3", "1 run|process 4711"),
     ("ops", "end", "which runs died?", "list_runs", "op6 op5 op4 op3 op2 op8", "6 runs"),
     ("ops", "end", "which runs died yesterday?", "list_runs", "op6 op5 op4", "3 runs"),
     ("ops", "end", "which runs failed with ValueError?", "list_runs", "op2", "1 run"),
