@@ -478,8 +478,8 @@ def test_when_the_last_dask_worker_dies_it_is_one_sentence(quick, cluster, db_pa
     os.kill(worker, signal.SIGKILL)
     stdout, stderr = job.communicate(timeout=30)
     assert (job.returncode, stdout) == (1, "")
-    assert stderr == (f"no worker is left at '{cluster.address}' after 0 of 6 runs; those that "
-                      "were under way are recorded as killed\n")
+    assert stderr == (f"no worker is left at '{cluster.address}' after 0 of 6 runs; how those "
+                      "under way end on their workers is recorded\n")
 
 
 def test_when_the_dask_scheduler_dies_it_is_one_sentence(quick, cluster, db_path):
@@ -488,8 +488,9 @@ def test_when_the_dask_scheduler_dies_it_is_one_sentence(quick, cluster, db_path
     cluster.scheduler.kill()
     stdout, stderr = job.communicate(timeout=30)
     assert (job.returncode, stdout) == (1, "")
-    assert stderr == (f"the scheduler at '{cluster.address}' went away after 0 of 6 runs; those "
-                      "that were under way are recorded as killed\n")
+    assert stderr == (f"the scheduler at '{cluster.address}' went away after 0 of 6 runs; how "
+                      "those under way end on their workers is recorded\n")
+    assert set(rows(db_path, "SELECT status FROM runs")) == {("running",)}       # they go on
 
 
 def test_ctrl_c_on_dask_begins_no_more_runs_and_lets_those_under_way_end(project, cluster, db_path):
@@ -499,8 +500,8 @@ def test_ctrl_c_on_dask_begins_no_more_runs_and_lets_those_under_way_end(project
     stdout, stderr = job.communicate(timeout=20)
     assert (job.returncode, stdout) == (130, "")
     n_done = len(stderr.splitlines()) - 1
-    assert stderr.splitlines()[-1] == (f"interrupted after {n_done} of 6 runs; those under way end "
-                                       "on their workers and are recorded")
+    assert stderr.splitlines()[-1] == (f"interrupted after {n_done} of 6 runs; how those under "
+                                       "way end on their workers is recorded")
     wait_until(lambda: not rows(db_path, "SELECT 1 FROM runs WHERE status = 'running'"))
     statuses = rows(db_path, "SELECT status, count(*) FROM runs GROUP BY status")
     assert statuses[0][0] == "finished" and 1 <= statuses[0][1] < 6 and len(statuses) == 1

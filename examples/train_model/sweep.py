@@ -168,23 +168,20 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except (KeyboardInterrupt, BrokenProcessPool, CancelledError) as error:
         signal.signal(signal.SIGINT, signal.SIG_IGN)       # ending takes less than a second
-        is_stopped = isinstance(error, KeyboardInterrupt) and not trouble
-        fate = "those that were under way are recorded as killed"
-        why = "interrupted" if is_stopped else (*trouble, "a worker process died")[0]
-        if isinstance(error, CancelledError):
-            why = f"the scheduler at {scheduler!r} went away"
+        lost = f"the scheduler at {scheduler!r} went away" if scheduler else "a worker process died"
+        trouble += [lost] * (not isinstance(error, KeyboardInterrupt))
+        fate = "how those under way end on their workers is recorded"
         if not scheduler:
             end_workers()
+            fate = "those that were under way are recorded as killed"
         elif backend != "loky":
             backend.client.close(timeout=1)
-            if is_stopped:
-                fate = "those under way end on their workers and are recorded"
-        print(f"{why} after {len(done)} of {len(jobs)} runs; {fate}", file=sys.stderr)
-        return 130 if is_stopped else 1
+        print(f"{(trouble or ['interrupted'])[-1]} after {len(done)} of {len(jobs)} runs; {fate}",
+              file=sys.stderr)
+        return 1 if trouble else 130
     failed = [f"{label(job)}: {result['error']}" for job, result in done if "error" in result]
     print(f"{len(done) - len(failed)} of {len(jobs)} runs finished in "
-          f"{time.perf_counter() - started:.1f} s, recorded in "
-          f"{lab_url() or default_db_path()}")
+          f"{time.perf_counter() - started:.1f} s, recorded in {lab_url() or default_db_path()}")
     if failed:
         print(f"{len(failed)} failed:", *failed, sep="\n  ", file=sys.stderr)
     return 1 if failed else 0
