@@ -2495,14 +2495,14 @@ def http(url: str, token: str | None = None, content: Any = None,
 @contextlib.contextmanager
 def served_lab(db_path: str) -> Iterator[tuple[str, str | None]]:
     """Give address and token of a server of this lab: the running one, else one for the moment."""
-    port = _setting("AILAB_PORT", None, "8000", port_number)
-    token = _setting("AILAB_TOKEN", None, "") or None
+    url = f"http://127.0.0.1:{_setting('AILAB_PORT', None, '8000', port_number)}"
+    token, is_running = _setting("AILAB_TOKEN", None, "") or None, False
     with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-        url = f"http://127.0.0.1:{port}"
-        if os.path.samefile(json.loads(http(f"{url}/lab", token, timeout_s=1.0)[1]).get("db_path"),
-                            db_path):
-            yield url, token
-            return
+        told = json.loads(http(f"{url}/lab", token, timeout_s=1.0)[1])
+        is_running = os.path.samefile(told.get("db_path"), db_path)
+    if is_running:
+        yield url, token
+        return
     open_store(db_path).close()
     server = make_server(db_path)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()

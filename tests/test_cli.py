@@ -417,6 +417,18 @@ def test_ask_uses_the_server_that_runs(served, lab, cli, monkeypatch):
     assert "POST /agent/query" in err
 
 
+def test_ask_of_a_server_that_goes_silent_is_one_sentence(server, lab, cli, monkeypatch):
+    monkeypatch.setenv("AILAB_PORT", str(server.server_port))
+    ask = ailab.http
+
+    def silent(url, *more, **named):
+        if url.endswith("/agent/query"):
+            raise TimeoutError("timed out")
+        return ask(url, *more, **named)
+    monkeypatch.setattr(ailab, "http", silent)
+    assert cli("ask", "Which run has the best accuracy?") == (1, "", "ailab: timed out\n")
+
+
 def test_ask_starts_a_server_of_its_own_where_none_runs(cli, lab, monkeypatch):
     monkeypatch.setenv("AILAB_PORT", "1")         # nothing listens there
     code, out, err = cli("ask", "Which run has the best accuracy?")
