@@ -283,9 +283,13 @@ def transaction(conn):
 
 def utc(seconds: float) -> str:
     """Write seconds since 1970 as UTC ISO 8601 with microseconds, always 27 characters."""
-    from datetime import datetime, timezone
-    moment = datetime.fromtimestamp(seconds, timezone.utc)
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    whole = math.floor(seconds)
+    return f"{_utc_second(whole)}.{int((seconds - whole) * 1e6):06d}Z"
+
+
+@functools.lru_cache(maxsize=16)      # points come many to the second
+def _utc_second(whole: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
 
 
 def git_info(deadline: float) -> dict[str, str | None]:
@@ -717,18 +721,18 @@ def take_lines(conn, journal: str, offset: int, lines: bytes,
         return conn.execute(
             f"SELECT ifnull({held}, 0), CASE WHEN end_reason LIKE 'lost%' THEN 'lost' ELSE status "
             "END FROM runs WHERE run_id = ?", (run_id,)).fetchone() or (0, None)
-    if lines:
-        with transaction(conn):
-            start, end = state()[0], offset + len(lines)
-            try:
-                if offset <= start < end:
-                    _apply(conn, run_id, part, lines[start - offset:], end, received_from)
-            except (TypeError, KeyError, AttributeError, OverflowError, RecursionError,
-                    sqlite3.InterfaceError, sqlite3.ProgrammingError,
-                    sqlite3.IntegrityError) as error:
-                raise ValueError(f"the journal of run {run_id} holds what no lab can ({error!r})"
-                                 ) from error
-    return state()
+    if not lines:
+        return state()
+    with transaction(conn):
+        start, end = state()[0], offset + len(lines)
+        try:
+            if offset <= start < end:
+                _apply(conn, run_id, part, lines[start - offset:], end, received_from)
+        except (TypeError, KeyError, AttributeError, OverflowError, RecursionError,
+                sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.IntegrityError) as error:
+            raise ValueError(f"the journal of run {run_id} holds what no lab can ({error!r})"
+                             ) from error
+        return state()
 
 
 def _parse(lines: list[bytes], run_id: str) -> list[dict]:
