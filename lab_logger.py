@@ -55,6 +55,7 @@ EXIT_WAIT_S = 15.0           # and the end of the process this long, for all its
 CAPTURE_WAIT_S = 20.0        # git, nvidia-smi and the package list together may take this long
 CHUNK_BYTES = 1 << 19        # of a journal, taken in by one transaction
 MAX_TEXT = 1_000             # characters of the repr of an object that JSON cannot hold
+MAX_STRING = 1 << 20         # characters of one text among the params
 MAX_DIFF_BYTES = 1 << 20     # of git_diff
 MAX_UNTRACKED_BYTES = 1 << 17  # of one untracked file in git_diff
 SECRET_FILES = (".env*", "*.env", "*.pem", "*.key", "id_rsa*", "id_ed25519*", "*credentials*",
@@ -574,7 +575,8 @@ def jsonable(value, name: str = "", parents: tuple = ()):
 def _plain(value):
     """Give an object's plain form: a dict or a list of objects, a number, or text."""
     if isinstance(value, str):
-        return _text(str(value))
+        cut = f" [cut by lab_logger after {MAX_STRING} characters]"
+        return _text(value[:MAX_STRING] + cut * (len(value) > MAX_STRING))
     if isinstance(value, int):
         return int(value) if abs(value) < 1 << 63 else repr(int(value))[:MAX_TEXT]
     if isinstance(value, float):
@@ -685,7 +687,8 @@ def drain(take: Any, path: str, offset: int = 0) -> bool:
     held, status = (offset, None) if offset else take(name, 0, b"")
     with open(path, "rb") as journal:
         while True:
-            journal.seek(held)
+            if journal.seek(held) > os.fstat(journal.fileno()).st_size:
+                raise StoreError("the lab says that it holds more of it than there is")
             chunk = journal.read(CHUNK_BYTES)
             if len(chunk) == CHUNK_BYTES:
                 chunk += journal.readline()       # end on a whole line, however long
@@ -780,7 +783,10 @@ def _apply(conn, run_id: str, part: str, lines: bytes, end: int, received_from: 
         "SELECT timestamp, status, resumptions_json, artifacts_json FROM runs WHERE run_id = ?",
         (run_id,)).fetchone() or (None, None, None, None)
     parts = json.loads(told or "{}")
-    columns, artifacts, rows = _fold(_parse(lines.splitlines(), run_id), run_id, part, parts, begun)
+    records = _parse(lines.splitlines(), run_id)
+    if status is None and "v" not in (records or [{}])[0]:
+        raise ValueError("it does not begin as a journal does")
+    columns, artifacts, rows = _fold(records, run_id, part, parts, begun)
     is_newest = part == max(parts, key=lambda name: parts[name].get("at", ""), default="")
     if is_newest and status == "killed":          # more from a run once taken for dead: it lives
         columns = {"status": "running", "ended_at": None, "duration_s": None, "end_reason": None,
@@ -863,9 +869,17 @@ def _call(url: str, timeout_s: float, body: bytes | None = None) -> dict:
         raise StoreError("AILAB_TOKEN holds characters that no token has")
     if token:
         headers["Authorization"] = f"Bearer {token}"
+    # No redirect is followed: it would carry the token away.
+    stay = type("Stay", (request.HTTPRedirectHandler,), {"redirect_request": lambda *_: None})
+    opener, deadline = request.build_opener(stay), time.monotonic() + timeout_s
     try:
-        with request.urlopen(request.Request(url, body, headers), timeout=timeout_s) as answer:
-            return dict(json.load(answer))
+        with opener.open(request.Request(url, body, headers), timeout=timeout_s) as answer:
+            found = b""
+            while block := answer.read1(1 << 16):
+                found += block
+                if time.monotonic() > deadline or len(found) > 1 << 24:
+                    raise StoreError("timed out: the server's answer has no end")
+            return dict(json.loads(found))
     except error.HTTPError as problem:
         with problem:
             told = problem.read(2_000).decode("utf-8", "replace")
@@ -950,13 +964,15 @@ class _Drainer:
         self.inode: int | None = None             # of the file that the connection is of
         self.runs: set[Run] = set()
         self.n_failures, self.is_busy = 0, False
-        self.is_closing = threading.Event()
+        self.is_closing, self.wake = threading.Event(), threading.Event()
         threading.Thread(target=self._loop, name="lab_logger", daemon=True).start()
 
     def _loop(self) -> None:
         """Every half second while runs live; first of all take in what dead processes left."""
         pause_s, has_looked = DRAIN_EVERY_S, False
-        while not self.is_closing.wait(pause_s):
+        while not self.is_closing.is_set() or self.is_remote and self.runs:
+            self.wake.wait(pause_s)
+            self.wake.clear()
             if not has_looked and not self.n_failures:    # beside the lock: live runs need not wait
                 with contextlib.suppress(Exception):      # a broken lab: drain_live() speaks of it
                     _take_in(self.lab, timeout_s=5.0)
@@ -984,8 +1000,8 @@ class _Drainer:
     def drain_live(self, wait_s: float, only: Run | None = None) -> bool:
         """Drain the live runs, or one; False when the lab would not have it. Never raises."""
         deadline = time.monotonic() + wait_s
-        if only and self.is_remote and self.n_failures or not self.lock.acquire(timeout=wait_s):
-            return False                          # training waits for no server that is away
+        if not self.lock.acquire(timeout=wait_s):
+            return False
         try:
             for run in [only] if only else list(self.runs):
                 self._drain_run(run, max(0.0, deadline - time.monotonic()))
@@ -1002,6 +1018,18 @@ class _Drainer:
         finally:
             self.lock.release()
         return not self.n_failures
+
+    def settle(self, wait_s: float, only: Run | None = None) -> bool:
+        """Have the live runs, or one, in the lab within `wait_s`; False where that failed."""
+        if not self.is_remote:
+            return self.drain_live(wait_s, only)
+        deadline = time.monotonic() + wait_s      # a server may drip: its thread alone waits for it
+        self.wake.set()
+        while self.runs and (not only or only in self.runs):
+            if self.n_failures or time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
 
     def _warn_kept(self, why: object) -> None:
         folders = " and ".join(sorted({os.path.dirname(run.path) for run in list(self.runs)}))
@@ -1042,7 +1070,7 @@ class _Drainer:
         self.is_closing.set()
         deadline = time.monotonic() + wait_s
         while self.runs and time.monotonic() < deadline:
-            if not self.drain_live(max(0.1, deadline - time.monotonic())) and not self.is_busy:
+            if not self.settle(max(0.1, deadline - time.monotonic())) and not self.is_busy:
                 break                             # a broken lab does not mend within seconds
             if self.runs:
                 time.sleep(0.1)
@@ -1401,7 +1429,7 @@ class Run:
         with self._lock:
             if not self._backlog:
                 self._leave("it was over")
-        self._drainer.drain_live(wait_s, only=self)
+        self._drainer.settle(wait_s, only=self)
         if self._wandb is not None:
             with _harmless("the run's end could not be told to W&B"):
                 self._wandb.summary.update(finals)
@@ -1452,10 +1480,10 @@ def _end_of(error: BaseException | None, how: str) -> tuple[str, str, str | None
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next                     # the user's frames only
     frames = [f"{os.path.basename(frame.filename)}:{frame.lineno} in {frame.name}"
-              for frame in reversed(traceback.extract_tb(trace))][:5]
+              for frame in reversed(traceback.extract_tb(trace)) if frame.filename != __file__][:5]
     where = f"; at {', from '.join(frames)}" if frames else ""
-    status, word = ("killed", "interrupted") if isinstance(error, KeyboardInterrupt) else (
-        "failed", "failed")
+    is_stopped = type(error).__name__ in ("KeyboardInterrupt", "CancelledError")     # asyncio's
+    status, word = ("killed", "interrupted") if is_stopped else ("failed", "failed")
     text = "".join(traceback.format_exception(type(error), error, trace))
     return status, _text(f"{word}: {told}{where}"), _text(text[-100_000:])
 
@@ -1794,7 +1822,7 @@ def main(argv: list[str] | None = None) -> int:
             problems = [str(error)]
         left = len(pending(lab))
         print(f"{n_before - left} of {n_before} journals are wholly in {lab}"
-              + (f"; {left} stay: their runs have not ended, or as said below" if left else ""))
+              + (f"; {left} stay: their runs have not ended, or as told below" if left else ""))
         for problem in problems:
             print(f"lab_logger: {problem}", file=sys.stderr)
         is_whole = is_whole and not problems

@@ -347,6 +347,22 @@ def test_journal_of_a_process_that_died_while_it_began_goes_after_a_while(db_pat
     conn.close()
 
 
+@pytest.mark.parametrize("data", [b"hello world\n", bytes(range(256)) * 20, b'{"t":1.0}\n'])
+def test_file_that_is_no_journal_is_kept_and_makes_no_run(db_path, data):
+    path = put_journal(db_path, data)
+    conn = ailab.open_lab(db_path)
+    (problem,) = lab_logger.drain_all(conn, db_path)
+    assert "it does not begin as a journal does" in problem and path.exists()
+    assert conn.execute("SELECT count(*) FROM runs").fetchone() == (0,)
+    conn.close()
+
+
+def test_lab_that_says_it_holds_more_than_there_is_gets_no_journal_removed(db_path):
+    path = put_journal(db_path, journal_of([("loss", 0.5, 1)], ended=True))
+    with pytest.raises(lab_logger.StoreError, match="holds more of it than there is"):
+        lab_logger.drain(lambda *_: (99_999, "finished"), str(path))
+
+
 def test_two_drainers_at_once_take_each_line_in_once(db_path):
     put_journal(db_path, journal_of([("loss", i / 7, i) for i in range(5000)], ended=True))
     ailab.open_lab(db_path).close()

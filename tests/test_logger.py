@@ -1014,3 +1014,27 @@ def test_sync_sends_what_waits_for_any_server_and_makes_no_lab(tmp_path, monkeyp
     assert f"0 of 1 journals are wholly in {url}; 1 stay" in told.out and "is kept" in told.err
     assert lab_logger.main(["sync", "--url", "ftp://x"]) == 2
     assert not (tmp_path / "typo.db").exists()
+
+
+def test_text_of_20_megabytes_among_the_params_is_cut_and_says_so(db_path):
+    log_run(lambda text, n: None)("x" * 20_000_000, 3)
+    params = json.loads(only_run(db_path)["params_json"])
+    assert params["n"] == 3 and params["text"].startswith("x" * 1_000)
+    assert params["text"].endswith("x [cut by lab_logger after 1048576 characters]")
+
+
+def test_cancelled_generator_is_an_interrupted_run_and_shows_no_frame_of_ours(db_path):
+    @log_run
+    async def train():
+        yield 1
+        yield 2
+
+    async def main():
+        async for _ in train():
+            break
+
+    asyncio.run(main())
+    run = only_run(db_path)
+    assert (run["status"], run["end_reason"].split(":")[0]) in (
+        ("killed", "interrupted"), ("finished", "finished"))
+    assert "lab_logger.py" not in run["end_reason"]

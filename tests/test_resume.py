@@ -315,7 +315,7 @@ def test_journal_of_a_newer_version_is_kept_and_said_so(db_path):
 def test_lines_that_no_store_can_hold_are_a_value_error_and_leave_nothing(db_path, line):
     conn = lab_logger.connect(db_path)
     with pytest.raises(ValueError, match="holds what no lab can"):
-        lab_logger.take_lines(conn, "r1", 0, line + b"\n")
+        lab_logger.take_lines(conn, "r1", 0, b'{"v":2,"t":1.0,"set":{}}\n' + line + b"\n")
     assert conn.execute("SELECT count(*) FROM runs").fetchone() == (0,)
     conn.close()
 
