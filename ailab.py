@@ -435,6 +435,7 @@ CURVE_RUNS = (Param("ids", "text", "runs, each by its id or a unique beginning o
 INGESTED = (
     Param("journal", "journal", "whose lines the body holds", min_times=1),
     Param("offset", "integer", "bytes of it before them", least=0, most=LAST_ID, min_times=1),
+    Param("now", "integer", "the sender's clock, seconds since 1970", least=0, most=1 << 33),
     Param("death", "text", "where its process was found gone: the words to close the run with"))
 
 
@@ -1531,18 +1532,18 @@ def artifact(request: Request) -> Reply:
 def ingest(request: Request) -> dict:
     """Take in lines of a journal that a logger on another machine wrote, exactly once each."""
     conn, given, lines = request.conn, request.given, request.body
-    journal, death = given["journal"], given["death"]
-    run_id, _, part = journal.partition(".")
+    run_id, _, part = (journal := given["journal"]).partition(".")
     if lines.count(b"\n") > MAX_LINES:    # empty ones would hold the store for most of a minute
         raise LabError(f"the body holds more than {MAX_LINES} lines: send fewer at a time", 413)
+    ahead_s = time.time() - given["now"] if given["now"] else 0.0
     try:
-        held, status = lab_logger.take_lines(
-            conn, journal, given["offset"], lines[:lines.rfind(b"\n") + 1], request.client)
+        held, status = lab_logger.take_lines(conn, journal, given["offset"], lines[
+            :lines.rfind(b"\n") + 1], request.client, ahead_s)
     except (StoreError, ValueError) as error:
         raise LabError(str(error), 409 if isinstance(error, StoreError) else 422) from error
-    if death and status in ("running", "lost"):
+    if given["death"] and status in ("running", "lost"):
         with lab_logger.transaction(conn):
-            close_dead(conn, run_id, death[:300], part)
+            close_dead(conn, run_id, given["death"][:300], part)
         status = lab_logger.take_lines(conn, journal, 0, b"")[1]
     return {"journal": journal, "offset": held, "status": status}
 
@@ -1616,8 +1617,7 @@ def match_route(method: str, path: str) -> tuple[Route, dict[str, str]]:
 
     Raises: LabError 404, or 405 with Allow.
     """
-    fits = [(route, found) for route in ROUTES
-            if (found := _pattern(route.path).fullmatch(path))]
+    fits = [(route, found) for route in ROUTES if (found := _pattern(route.path).fullmatch(path))]
     if not fits:
         raise NotFound("there is nothing at this address: GET /openapi.json lists what there is")
     routes = {route.method: (route, found) for route, found in fits

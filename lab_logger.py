@@ -704,13 +704,14 @@ def drain(take: Any, path: str, offset: int = 0) -> bool:
 
 
 def take_lines(conn, journal: str, offset: int, lines: bytes,
-               received_from: str | None = None) -> tuple[int, str | None]:
+               received_from: str | None = None, ahead_s: float = 0.0) -> tuple[int, str | None]:
     """Take whole lines of a journal into the store, in one transaction with the offset behind them.
 
     Args:
         journal: run id, or run id.part.
         offset: of the first line; lines that are held are skipped, after a gap none is taken.
         received_from: the machine that sent them; None for this one.
+        ahead_s: how far this machine's clock is ahead of the sender's, for the signs of life.
     Returns: bytes of the journal held, status of the run (None: no run; "lost": by silence alone).
     Raises: sqlite3.Error; StoreError for a journal of a newer format; ValueError for what is none.
     """
@@ -730,8 +731,8 @@ def take_lines(conn, journal: str, offset: int, lines: bytes,
         start, end = state()[0], offset + len(lines)
         try:
             if offset <= start < end:
-                _apply(conn, run_id, part, lines[start - offset:], end, received_from)
-        except (TypeError, KeyError, AttributeError, OverflowError, RecursionError,
+                _apply(conn, run_id, part, lines[start - offset:], end, received_from, ahead_s)
+        except (TypeError, KeyError, AttributeError, OverflowError, OSError, RecursionError,
                 sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.IntegrityError) as error:
             raise ValueError(f"the journal of run {run_id} holds what no lab can ({error!r})"
                              ) from error
@@ -750,7 +751,8 @@ def _parse(lines: list[bytes], run_id: str) -> list[dict]:
     return [record for record in records if isinstance(record, dict)]
 
 
-def _fold(records: list[dict], run_id: str, part: str, parts: dict, begun: str | None) -> tuple:
+def _fold(records: list[dict], run_id: str, part: str, parts: dict, begun: str | None,
+          ahead_s: float) -> tuple:
     """Add journal records up: columns of runs, artifacts, rows of run_metrics; amends `parts`."""
     columns: dict = {}
     artifacts, rows, last_t, since = [], [], 0.0, parts.get(part, {}).get("at", "")
@@ -773,11 +775,12 @@ def _fold(records: list[dict], run_id: str, part: str, parts: dict, begun: str |
         if "artifact" in record:
             artifacts.append(record["artifact"])
     if last_t:
-        columns["heartbeat_at"] = utc(last_t)
+        columns["heartbeat_at"] = utc(last_t + ahead_s)
     return columns, artifacts, rows
 
 
-def _apply(conn, run_id: str, part: str, lines: bytes, end: int, received_from: str | None) -> None:
+def _apply(conn, run_id: str, part: str, lines: bytes, end: int, received_from: str | None,
+           ahead_s: float) -> None:
     """Write journal lines, which end at byte `end`, into runs and run_metrics."""
     begun, status, told, known = conn.execute(
         "SELECT timestamp, status, resumptions_json, artifacts_json FROM runs WHERE run_id = ?",
@@ -786,7 +789,7 @@ def _apply(conn, run_id: str, part: str, lines: bytes, end: int, received_from: 
     records = _parse(lines.splitlines(), run_id)
     if status is None and "v" not in (records or [{}])[0]:
         raise ValueError("it does not begin as a journal does")
-    columns, artifacts, rows = _fold(records, run_id, part, parts, begun)
+    columns, artifacts, rows = _fold(records, run_id, part, parts, begun, ahead_s)
     is_newest = part == max(parts, key=lambda name: parts[name].get("at", ""), default="")
     if is_newest and status == "killed":          # more from a run once taken for dead: it lives
         columns = {"status": "running", "ended_at": None, "duration_s": None, "end_reason": None,
@@ -852,7 +855,8 @@ def post_lines(url: str, journal: str, offset: int, lines: bytes, death: str = "
     """
     import gzip
     from urllib.parse import urlencode
-    query = {"journal": journal, "offset": offset, **({"death": death} if death else {})}
+    query = {"journal": journal, "offset": offset, "now": int(time.time()),
+             **({"death": death} if death else {})}
     answer = _call(f"{url}/ingest?{urlencode(query)}", timeout_s, gzip.compress(lines, 1))
     if not isinstance(answer.get("offset", 0), int):
         raise StoreError(f"the server gave no answer of a lab: {answer!r}")
@@ -885,8 +889,9 @@ def _call(url: str, timeout_s: float, body: bytes | None = None) -> dict:
             told = problem.read(2_000).decode("utf-8", "replace")
         with contextlib.suppress(ValueError, TypeError, KeyError):
             told = json.loads(told)["detail"]
-        kind = {404: LookupError, 409: ValueError, 413: ValueError, 422: ValueError}.get(
-            problem.code, StoreError)
+        missing = {404: LookupError, 409: LookupError}    # 409: several ids begin so
+        kind = (missing if body is None else {409: ValueError, 413: ValueError, 422: ValueError}
+                ).get(problem.code, StoreError)
         if problem.code in (401, 403):
             told = f"AILAB_TOKEN is {'not the one it wants' if token else 'not set'}"
         raise kind(f"the server answered {problem.code}: {told}") from None
@@ -917,6 +922,8 @@ def drain_all(conn, lab: str, run_id: str | None = None) -> list[str]:
             continue                              # another process has just taken it in
         except Exception as error:  # noqa: BLE001  one odd journal hides no other
             problems.append(f"the journal {path!r} is kept: it could not be taken in ({error})")
+            if conn is None and isinstance(error, (OSError, StoreError)):
+                break                             # the server is away: so it is for the others
     return problems
 
 
@@ -1235,8 +1242,9 @@ class Run:
         if "://" in self.lab:
             with contextlib.suppress(LookupError):                # the server has no such run
                 run = _call(f"{self.lab}/runs/{run_id}", FINISH_WAIT_S)
-                self._check_dead(*(run.get(name) for name in (
-                    "status", "hostname", "pid", "process_key", "heartbeat_at", "duration_s")))
+                if run.get("run_id") == run_id:   # else one whose id begins so
+                    self._check_dead(*(run.get(name) for name in (
+                        "status", "hostname", "pid", "process_key", "heartbeat_at", "duration_s")))
             return
         with contextlib.closing(connect(self.lab, timeout_s=FINISH_WAIT_S)) as conn:
             drain_all(conn, self.lab, run_id)
@@ -1752,6 +1760,8 @@ def init(project: str | None = None, *, name: str | None = None, config: Any = N
     `id` with `resume` goes on with that run. What else W&B takes is ignored.
     """
     note = " · ".join(str(text) for text in (name, notes, *(tags or ())) if text)
+    if (before := _current.get()) and ignored.get("reinit"):
+        before.finish()
     run = Run(project, task_name=job_type, note=note or None, params=config,
               run_id=id if resume else None)
     run._token, run.name = _current.set(run), name or run.run_id

@@ -518,7 +518,7 @@ def test_doctor_sends_what_waits_for_another_machine_or_says_why_not(
     code, out, _ = cli("doctor")
     assert code == 0 and "2 journals of 2 runs, " in out and f"wait to be sent to {url}" in out
     faults = [line for line in out.splitlines() if line.startswith("warn") and "far-" in line]
-    assert len(faults) == 2 and all("is kept" in line for line in faults)
+    assert len(faults) == 1 and "is kept" in faults[0]
     url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("AILAB_URL", url)
     put_journals(lab_logger.journal_dirs(url)[0], {"db": url}, "far-3")

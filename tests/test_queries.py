@@ -1261,3 +1261,17 @@ def test_rows_without_an_id_and_names_that_are_no_text_break_nothing(lab, api, c
         assert api("GET", path)[0] == 200
     assert ailab.main(["runs", "--db", lab.db_path]) == 0
     assert ailab.main(["show", lab.ids["svm_01"], "--db", lab.db_path]) == 0
+
+
+def test_sender_whose_clock_is_an_hour_behind_is_alive_and_not_lost(lab, server, api):
+    behind = time.time() - 3600
+    head = {"v": 2, "t": behind, "set": {"status": "running", "hostname": "far", "pid": 1,
+                                         "timestamp": lab_logger.utc(behind)}}
+    body = json.dumps(head) + "\n"
+    for now, status in ((behind, "running"), (time.time(), "killed")):
+        run_id = f"behind-{status}"
+        answer = api("POST", f"/ingest?journal={run_id}&offset=0&now={now:.0f}", body,
+                     {"Content-Type": "application/x-ndjson"})
+        assert answer[0] == 200
+        ailab.take_in(lab.conn, lab.db_path)
+        assert ailab.get_run(lab.conn, run_id)["status"] == status

@@ -500,3 +500,49 @@ def test_url_that_is_none_is_told_and_the_run_goes_into_the_file(begin, tmp_path
     told, = training.end()
     assert "'lab.example.org' in the environment" in told and "http://HOST:PORT" in told
     assert rows(db_path, "SELECT status FROM runs") == [("finished",)]
+
+
+# --- Runs that go on ------------------------------------------------------------------------
+
+RESUME = TRAIN.replace('(experiment_name="remote")', '(experiment_name="remote", resume=True)')
+
+
+def test_killed_job_goes_on_with_its_run_over_the_server(server, begin):
+    server.start()
+    first = begin(RESUME, AILAB_RUN_ID="job-1")
+    first.log(6)
+    wait_for(server, "running", 6)
+    first.kill()
+    second = begin(RESUME, AILAB_RUN_ID="job-1")
+    second.log(8)                                 # from the start: it repeats six epochs
+    assert second.end() == []
+    wait_for(server, "finished", 8)
+    assert rows(server.db_path, "SELECT run_id FROM runs") == [("job-1",)]
+
+
+def test_run_that_is_alive_is_refused_over_the_server(server, begin):
+    server.start()
+    first = begin(RESUME, AILAB_RUN_ID="job-1")
+    first.log(2)
+    wait_for(server, "running", 2)
+    second = begin(RESUME, AILAB_RUN_ID="job-1")
+    second.log(1)
+    sentence, = second.end()
+    assert f"it is alive, process {first.process.pid} on " in sentence
+    first.log(1)
+    assert first.end() == []
+    wait_until(lambda: sorted(losses(server)) == [("finished", logged(1)), ("finished", logged(3))])
+
+
+def test_run_whose_id_begins_anothers_is_not_taken_for_it(server, begin):
+    server.start()
+    first = begin(RESUME, AILAB_RUN_ID="job-1234567")
+    first.log(2)
+    wait_for(server, "running", 2)
+    for run_id in ("job-123456", "job-12345678", "job-12345"):
+        other = begin(RESUME, AILAB_RUN_ID=run_id)
+        other.log(1)
+        assert other.end() == []
+    wait_until(lambda: len(losses(server)) == 4)
+    assert {run_id for run_id, in rows(server.db_path, "SELECT run_id FROM runs")} == {
+        "job-1234567", "job-123456", "job-12345678", "job-12345"}

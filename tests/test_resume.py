@@ -303,6 +303,7 @@ def test_journal_of_a_newer_version_is_kept_and_said_so(db_path):
     "line",
     [
         b'{"t":[1],"m":{"a":1}}',
+        b'{"t":1e17,"m":{"a":1}}',
         b'{"t":1,"m":[1]}',
         b'{"t":1,"m":{"a":[1]}}',
         b'{"t":1,"e":{},"m":{"a":1}}',
