@@ -59,7 +59,7 @@ MAX_STRING = 1 << 20         # characters of one text among the params
 MAX_DIFF_BYTES = 1 << 20     # of git_diff
 MAX_UNTRACKED_BYTES = 1 << 17  # of one untracked file in git_diff
 SECRET_FILES = (".env*", "*.env", "*.pem", "*.key", "id_rsa*", "id_ed25519*", "*credentials*",
-                "*secrets*", ".netrc")     # never in git_diff
+                "*creds*", "*secrets*", ".netrc")     # never in git_diff
 MAX_BACKLOG_BYTES = 1 << 26  # held in memory while no journal can be written (a full disk)
 
 
@@ -485,14 +485,14 @@ def is_secret(name: str) -> bool:
     if re.fullmatch(r"(pad|eos|bos|unk|mask|sep|cls|start|end)_token", words):
         return False                              # a tokenizer's special tokens are no secrets
     return re.search(r"(^|_)(pwd|passwd|passphrase|secrets?|credentials?|(api|access|private|ssh)_?"
-                     r"keys?|token|auth|authorization|bearer|cookies?|jwt)$|password$|(^|_)secret_",
+                     r"keys?|token|auth|authorization|bearer|cookies?|jwt|signature|sig)$|password$|(^|_)secret_",
                      words) is not None
 
 
 def _text(text: str) -> str:
     """Make text fit for the store: secrets in URLs and headers hidden, surrogates spelled out."""
     if "earer " in text:
-        text = re.sub(r"\b([Bb]earer )[\w.~+/=-]{8,}", r"\1***", text)
+        text = re.sub(r"\b([Bb]earer )[\w.~+/=-]{5,}", r"\1***", text)
     if "://" in text:
         text = re.sub(r"(https?://)[^/\s:@]+@", r"\1***@", text)     # a token alone
         text = re.sub(r"(://[^/\s:@]*:)[^/\s@]+@", r"\1***@", text)
@@ -961,6 +961,11 @@ def _harmless(what: str):
         _warn((what, _repr(error)), f"{what} ({_repr(error)})")
 
 
+def _start_thread(target) -> None:
+    with _harmless("no thread can be started: runs are taken in when they end, without load"):
+        threading.Thread(target=target, name="lab_logger", daemon=True).start()
+
+
 class _Drainer:
     """Moves this process's live journals into one lab: a connection, a lock, a thread."""
 
@@ -970,9 +975,9 @@ class _Drainer:
         self.conn: Any = None
         self.inode: int | None = None             # of the file that the connection is of
         self.runs: set[Run] = set()
-        self.n_failures, self.is_busy = 0, False
+        self.n_failures, self.n_tried, self.is_trying, self.is_busy = 0, 0, False, False
         self.is_closing, self.wake = threading.Event(), threading.Event()
-        threading.Thread(target=self._loop, name="lab_logger", daemon=True).start()
+        _start_thread(self._loop)
 
     def _loop(self) -> None:
         """Every half second while runs live; first of all take in what dead processes left."""
@@ -1009,6 +1014,7 @@ class _Drainer:
         deadline = time.monotonic() + wait_s
         if not self.lock.acquire(timeout=wait_s):
             return False
+        self.is_trying = True
         try:
             for run in [only] if only else list(self.runs):
                 self._drain_run(run, max(0.0, deadline - time.monotonic()))
@@ -1023,6 +1029,7 @@ class _Drainer:
             self.disconnect()
             raise
         finally:
+            self.is_trying, self.n_tried = False, self.n_tried + 1
             self.lock.release()
         return not self.n_failures
 
@@ -1030,10 +1037,12 @@ class _Drainer:
         """Have the live runs, or one, in the lab within `wait_s`; False where that failed."""
         if not self.is_remote:
             return self.drain_live(wait_s, only)
-        deadline = time.monotonic() + wait_s      # a server may drip: its thread alone waits for it
-        self.wake.set()
+        if only and self.n_failures:
+            return False                          # training waits for no server that is away
+        deadline, n_old = time.monotonic() + wait_s, self.n_tried + self.is_trying
+        self.wake.set()                           # a server may drip: its thread alone waits for it
         while self.runs and (not only or only in self.runs):
-            if self.n_failures or time.monotonic() > deadline:
+            if self.n_failures and self.n_tried > n_old or time.monotonic() > deadline:
                 return False
             time.sleep(0.01)
         return True
@@ -1060,7 +1069,7 @@ class _Drainer:
                 run.taken_in = size
         except ValueError as error:               # no fault of the lab's
             self.runs.discard(run)
-            _warn(run.path, f"the journal {run.path!r} is kept: it cannot be taken in ({error!r})")
+            _warn(run.path, f"the journal {run.path!r} is kept: it cannot be taken in ({error})")
         except FileNotFoundError:
             if run.is_over:                       # another process took it in
                 self.runs.discard(run)
@@ -1077,7 +1086,9 @@ class _Drainer:
         self.is_closing.set()
         deadline = time.monotonic() + wait_s
         while self.runs and time.monotonic() < deadline:
-            if not self.settle(max(0.1, deadline - time.monotonic())) and not self.is_busy:
+            wait_s = max(0.1, deadline - time.monotonic())
+            if not self.settle(wait_s if self.is_remote else min(wait_s, 1.0)) \
+                    and not self.is_busy:         # SQLite hears no Ctrl-C while it waits
                 break                             # a broken lab does not mend within seconds
             if self.runs:
                 time.sleep(0.1)
@@ -1097,7 +1108,7 @@ _abandoned: list = []                             # a parent's connections, neve
 def _drainer(lab: str) -> _Drainer:
     with _drainers_lock:
         if not _drainers:
-            threading.Thread(target=_sample, name="lab_logger system", daemon=True).start()
+            _start_thread(_sample)
         if lab not in _drainers:
             _drainers[lab] = _Drainer(lab)
         return _drainers[lab]
@@ -1133,11 +1144,12 @@ def _sample() -> None:
 
 def _at_exit() -> None:
     deadline = time.monotonic() + EXIT_WAIT_S
-    for run in _live_runs():
-        run.finish(error=getattr(sys, "last_value", None), wait_s=0,       # what ended the script
-                   how="the process ended before finish() was called")
-    for drainer in list(_drainers.values()):
-        drainer.close(max(0.1, deadline - time.monotonic()))
+    with contextlib.suppress(KeyboardInterrupt):  # enough of waiting: the journals are kept
+        for run in _live_runs():
+            run.finish(error=getattr(sys, "last_value", None), wait_s=0,   # what ended the script
+                       how="the process ended before finish() was called")
+        for drainer in list(_drainers.values()):
+            drainer.close(max(0.1, deadline - time.monotonic()))
 
 
 def _after_fork() -> None:
@@ -1324,6 +1336,8 @@ class Run:
             at: the step, as W&B takes it.
         """
         try:
+            if metrics is None and "data" in named and _is_mapping(named["data"]):
+                metrics = named.pop("data")       # W&B's
             if metrics is not None:
                 step = at if step is None else step
                 named.pop("commit", None)         # W&B's
@@ -1396,9 +1410,12 @@ class Run:
             self._append(set={"note": None if text is None else _text(str(text))})
 
     save = log_artifact
+    notes = property(lambda self: None, note)
+    url = dir = None
 
     def finish(self, result=None, *, error: BaseException | None = None, exit_code: int = 0,
-               wait_s: float = FINISH_WAIT_S, how: str = "ran to its end") -> None:
+               wait_s: float = FINISH_WAIT_S, how: str = "ran to its end",
+               quiet: object = None) -> None:
         """End the run and take it into the lab, within `wait_s` where that is busy.
 
         Args:
@@ -1406,6 +1423,7 @@ class Run:
             error: what ended the run; None, `sys.exit(0)` or a closed generator is a good end.
             exit_code: instead of an error, as W&B takes it.
             how: a good end in words.
+            quiet: W&B's, without effect.
         """
         if _current.get() is self:
             _current.set(None)
@@ -1617,7 +1635,8 @@ def log_run(function: object = None, /, *, experiment_name: str | None = None,
     were. Its arguments are the params; experiment_name, model_name, task_name and dataset_id among
     them win over those here. A returned mapping holds final metrics, and under `artifacts` paths,
     under `history` or `epoch_metrics` rows per epoch; a pair is (metrics, artifacts); a bare number
-    the metric `result`. With `resume`, a process's first call goes on with the run AILAB_RUN_ID.
+    the metric `result`. With `resume`, a process's first call goes on with the run AILAB_RUN_ID;
+    of a job's ranks (RANK, SLURM_PROCID) the first alone does.
     Raises: TypeError, at once, for what cannot be decorated.
     """
     columns = {"experiment_name": experiment_name, "model_name": model_name, "task_name": task_name,
@@ -1642,7 +1661,8 @@ def _decorate(function, columns: dict, db_path: str | None, resume: bool):
         params = _bound(signature, args, kwargs)
         named = {name: params[name] for name in columns
                  if name != "note" and params.get(name) is not None}
-        run_id = setting("AILAB_RUN_ID")[0] if resume else ""
+        rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"   # in its job
+        run_id = setting("AILAB_RUN_ID")[0] if resume and rank == "0" else ""
         is_known = run_id in _resumed
         _resumed.add(run_id)
         return Run(**{**columns, **named}, params=params, db_path=db_path,
@@ -1737,8 +1757,8 @@ class _Live(dict):
     def __setitem__(self, name, value) -> None:
         self.update({name: value})
 
-    def update(self, values: Any = (), **named) -> None:  # type: ignore[override]
-        named.pop("allow_val_change", None)
+    def update(self, values: Any = (), allow_val_change: object = None,   # type: ignore[override]
+               **named) -> None:
         values = _plain(values) if not isinstance(values, (dict, list, tuple)) else values
         super().update(values, **named)
         with _harmless("a change of config or summary was not recorded"):
@@ -1748,6 +1768,12 @@ class _Live(dict):
         if name in self:
             return self[name]
         raise AttributeError(f"{name!r} is not set; set are: {', '.join(map(str, self))}")
+
+    def as_dict(self) -> dict:
+        return dict(self)
+
+    def __reduce__(self):                         # a copy is a plain dict
+        return dict, (dict(self),)
 
     __setattr__ = __setitem__
 
@@ -1777,11 +1803,11 @@ def finish(exit_code: int | None = None, **ignored: object) -> None:
 class _Ignored:
     """Stands for what W&B offers beyond its loop: takes every call, has every attribute."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, *args, **kwargs) -> None:
+        name = type(self).__name__
+        _warn(("wandb", name), f"{name} of W&B is accepted and not recorded")
 
     def __call__(self, *args, **kwargs):
-        _warn(("wandb", self._name), f"{self._name} of W&B is accepted and not recorded")
         return self
 
     def __getattr__(self, name: str):
@@ -1792,7 +1818,7 @@ class _Ignored:
 
 _BEYOND = ("watch", "unwatch", "define_metric", "alert", "login", "plot", "use_artifact")
 for _name in _BEYOND:
-    setattr(Run, _name, _Ignored(_name))
+    setattr(Run, _name, type(_name, (_Ignored,), {}))
 
 
 def __getattr__(name: str):
@@ -1800,10 +1826,12 @@ def __getattr__(name: str):
     if name == "run" or run and name in ("config", "summary"):
         return run if name == "run" else getattr(run, name)
     if name in _BEYOND or name[:1].isupper():
-        return _Ignored(name)
+        found = type(name, (_Ignored,), {})       # a class: scripts ask isinstance(x, wandb.Image)
+        return found() if name == "plot" else found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+Error = StoreError
 save = log_artifact
 
 

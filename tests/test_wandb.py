@@ -257,3 +257,35 @@ def test_mirror_that_cannot_begin_costs_one_sentence(tmp_path):
     told = [line for line in stderr.splitlines() if line.startswith("lab_logger: ")]
     assert len(told) == 1 and "W&B does not mirror this run" in told[0]
     assert rows(str(tmp_path / "lab.db"), "SELECT count(*) FROM run_metrics") == [(2 * 3 * 4,)]
+
+
+def test_what_scripts_of_wandb_also_write_ends_none_of_them(tmp_path):
+    script = """
+import argparse, copy
+import lab_logger as wandb
+run = wandb.init(project="p", name="n", config=argparse.Namespace(lr=0.1))
+wandb.config.update(argparse.Namespace(depth=3), True)
+assert wandb.config.as_dict() == copy.deepcopy(wandb.config) == {"lr": 0.1, "depth": 3}
+wandb.log({"loss": 0.5}, 3)
+wandb.log(data={"loss": 0.25}, step=4)
+assert not isinstance(3, wandb.Image)
+try:
+    wandb.log({"plot": wandb.plot.line(None, "a", "b")})
+except wandb.Error:
+    raise SystemExit(9)
+run.notes = "second thoughts"
+print(run.name, run.url, wandb.run.id == run.run_id)
+wandb.log_artifact("script.py", name="code", type="code")
+first = run
+run = wandb.init(project="p", reinit=True)
+assert first.is_over
+run.finish(quiet=True)
+"""
+    db_path = str(tmp_path / "lab.db")
+    code, stdout, stderr = execute(script, tmp_path, DB_PATH=db_path)
+    assert (code, stdout) == (0, "n None True\n"), stderr
+    assert rows(db_path, "SELECT step, metric_value FROM run_metrics ORDER BY id") == [
+        (3, 0.5), (4, 0.25)]
+    found = rows(db_path, "SELECT params_json, note, status FROM runs ORDER BY timestamp")
+    assert json.loads(found[0][0]) == {"lr": 0.1, "depth": 3}
+    assert found[0][1:] == ("second thoughts", "finished") and found[1][2] == "finished"
