@@ -789,6 +789,8 @@ def _apply(conn, run_id: str, part: str, lines: bytes, end: int, received_from: 
     records = _parse(lines.splitlines(), run_id)
     if status is None and "v" not in (records or [{}])[0]:
         raise ValueError("it does not begin as a journal does")
+    if part and part not in parts and status == "running":
+        _refuse_second(conn, run_id, records[0], parts)
     columns, artifacts, rows = _fold(records, run_id, part, parts, begun, ahead_s)
     is_newest = part == max(parts, key=lambda name: parts[name].get("at", ""), default="")
     if is_newest and status == "killed":          # more from a run once taken for dead: it lives
@@ -816,6 +818,20 @@ def _apply(conn, run_id: str, part: str, lines: bytes, end: int, received_from: 
                  f"VALUES (?{', ?' * len(columns)}) ON CONFLICT (run_id) DO UPDATE SET "
                  + ", ".join(f"{name} = excluded.{name}" for name in columns),
                  (run_id, *columns.values()))
+
+
+def _refuse_second(conn, run_id: str, head: dict, parts: dict) -> None:
+    """Raise ValueError for a part of a run that a living process has resumed at the same time."""
+    hostname, pid, *signs = conn.execute(
+        "SELECT hostname, pid, process_key, heartbeat_at FROM runs WHERE run_id = ?",
+        (run_id,)).fetchone()
+    told = head.get("resume", {})
+    is_known = [hostname, pid] in ([told.get("hostname"), told.get("pid")], told.get("replaces"))
+    newest = max((other.get("at", "") for other in parts.values()), default="")
+    is_late = utc(head["t"] + 60) < newest        # of a process that ended before that one began
+    if hostname and not (is_known or is_late or death(hostname, pid, *signs)):
+        raise ValueError(f"run {run_id} was resumed at the same time by process {pid} on "
+                         f"{hostname}, which is alive")
 
 
 def _keep_newest(conn, run_id: str, part: str, parts: dict, rows: list[tuple]) -> None:
@@ -1196,6 +1212,7 @@ class Run:
         self._keys: dict[str, str] = {}           # metric name -> ',"name":'
         self._wandb: Any = None
         self._spent_s = 0.0                       # by this run before it was resumed
+        self._replaces: list = []                 # host and pid of the process that did
         self._leave("it could not be begun")
         self.config = _Live(self, "params_json", _params)
         self.summary = _Live(self, "final_metrics_json", _numbers)
@@ -1225,9 +1242,12 @@ class Run:
             "params_json": _dumps(values), "parent_run_id": parent.run_id if parent else None}}
         if part:
             head["resume"] = {"at": self._resumed_at, **who, "git_hash": facts.get("git_hash"),
-                              "params": values}
+                              "params": values, "replaces": self._replaces}
+            if "://" in self.lab and not self._may_begin(part, head):
+                part = ""
+                del head["resume"]
         self._open_journal(f"{self.run_id}{part}.jsonl")
-        self._append(**head)
+        self._write(_dumps(head).encode() + b"\n")
         self._drainer.runs.add(self)
         with contextlib.suppress(Exception):      # an object's own methods may raise anything
             dict.update(self.config, _plain(params))
@@ -1248,6 +1268,20 @@ class Run:
                   f"asked ({error}); it is resumed, and taken in once the lab can be used")
         self.run_id = self.id = run_id
         return f".{os.urandom(4).hex()}"
+
+    def _may_begin(self, part: str, head: dict) -> bool:
+        """Have the server decide between processes that resume a run at the same time."""
+        with contextlib.suppress(OSError, StoreError):            # it is away: it decides later
+            try:
+                post_lines(self.lab, self.run_id + part, 0, _dumps(head).encode() + b"\n",
+                           timeout_s=FINISH_WAIT_S)
+            except ValueError as error:
+                import uuid
+                self.run_id = self.id = str(uuid.uuid4())
+                _warn(("resume", part), f"{error}: what is trained here is recorded as a run of "
+                      f"its own, {self.run_id}")
+                return False
+        return True
 
     def _take_over(self, run_id: str) -> None:
         """Raise ValueError for a run that is alive; in a lab's file, mark it as this process's."""
@@ -1279,7 +1313,7 @@ class Run:
         if status == "running" and not death(hostname, pid, key, heartbeat_at):
             raise ValueError(f"it is alive, process {pid} on {hostname}, last heard of at "
                              f"{heartbeat_at}")
-        self._spent_s = float(duration_s or 0)
+        self._spent_s, self._replaces = float(duration_s or 0), [hostname, pid]
         self._resumed_at = max(self._resumed_at, heartbeat_at or "")   # clocks of machines differ
 
     def _open_journal(self, name: str) -> None:

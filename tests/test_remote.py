@@ -546,3 +546,14 @@ def test_run_whose_id_begins_anothers_is_not_taken_for_it(server, begin):
     wait_until(lambda: len(losses(server)) == 4)
     assert {run_id for run_id, in rows(server.db_path, "SELECT run_id FROM runs")} == {
         "job-1234567", "job-123456", "job-12345678", "job-12345"}
+
+
+def test_of_many_that_resume_at_once_over_the_server_one_goes_on(server, begin):
+    server.start()
+    many = [begin(RESUME, AILAB_RUN_ID="job-1") for _ in range(4)]
+    for training in many:
+        training.log(3)
+    told = [training.end() for training in many]
+    assert sum(len(sentences) for sentences in told) == 3
+    assert all("alive" in sentence for sentences in told for sentence in sentences)
+    wait_until(lambda: losses(server) == [("finished", logged(3))] * 4)

@@ -354,3 +354,27 @@ def test_journal_of_a_lost_run_stays_for_it_may_live(db_path):
     lab_logger.drain_all(conn, db_path)
     assert conn.execute("SELECT status, end_reason FROM runs").fetchall() == [("running", None)]
     conn.close()
+
+
+def test_second_of_two_that_resumed_without_the_lab_waits_for_the_first(db_path):
+    """Both began while the lab could not be asked: their points never mix."""
+    host, key = lab_logger.host_name(), lab_logger.process_key()
+    own = {"hostname": host, "pid": os.getpid()}
+    other = {"hostname": host, "pid": os.getppid()}
+    conn, now = ailab.open_lab(db_path), time.time()
+    lines = []
+    for who in (own, other):
+        now += 0.01
+        head = {"v": 2, "t": now, "resume": {"at": lab_logger.utc(now), **who, "params": {}},
+                "set": {"timestamp": lab_logger.utc(now), "status": "running", **who,
+                        "process_key": key if who is own else None}}
+        lines.append(json.dumps(head).encode() + b'\n{"t":%.3f,"e":1,"m":{"loss":%d}}\n' % (
+            now, who["pid"]))
+    lab_logger.take_lines(conn, "r1.00000001", 0, lines[0])
+    with pytest.raises(ValueError, match="resumed at the same time by process"):
+        lab_logger.take_lines(conn, "r1.00000002", 0, lines[1])
+    assert conn.execute("SELECT metric_value FROM run_metrics").fetchall() == [(os.getpid(),)]
+    conn.execute("UPDATE runs SET status = 'finished'")
+    lab_logger.take_lines(conn, "r1.00000002", 0, lines[1])
+    assert conn.execute("SELECT metric_value FROM run_metrics").fetchall() == [(os.getppid(),)]
+    conn.close()
