@@ -302,7 +302,8 @@ def git_info(deadline: float) -> dict[str, str | None]:
     if not root:
         return {}
     head = git("rev-parse", "--verify", "-q", "HEAD").decode().strip()
-    where = ["--", ".", *(f":(exclude,glob)**/{pattern}" for pattern in SECRET_FILES)]
+    where = ["--", ".", *(f":(exclude,glob,icase)**/{pattern}{below}" for pattern in SECRET_FILES
+                           for below in ("", "/**"))]
     diff = git("diff", "--no-ext-diff", "--no-textconv", "--no-color", *([head] if head else []),
                *where)
     for name in git("ls-files", "--others", "--exclude-standard", "-z", *where).split(b"\0"):
@@ -317,7 +318,7 @@ def git_info(deadline: float) -> dict[str, str | None]:
 
 def _untracked_diff(path: bytes, name: bytes) -> bytes:
     """Write an untracked file as a diff that adds it; none for binary or large ones."""
-    if not os.path.isfile(path):
+    if not os.path.isfile(path) or os.path.islink(path):
         return b""
     with open(path, "rb") as file:
         body = file.read(MAX_UNTRACKED_BYTES + 1)
@@ -560,7 +561,7 @@ def jsonable(value, name: str = "", parents: tuple = ()):
         if is_secret(name):
             return "***"
         if id(value) in parents or len(parents) > 20:
-            return _repr(value)
+            return f"<{type(value).__name__}>"
         plain, parents = _plain(value), (*parents, id(value))
         if isinstance(plain, (dict, list)) and len(plain) > 1_000 and len(parents) > 1:
             return f"<{type(value).__name__} of {len(plain)} items>"
@@ -583,6 +584,8 @@ def _plain(value):
         return _number(float(value))
     if _is_mapping(value):
         return dict(value)
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return dict(value._asdict())
     if isinstance(value, (list, tuple)):
         return list(value)
     if isinstance(value, (set, frozenset)):
@@ -606,7 +609,7 @@ def _is_mapping(value) -> bool:                   # its class is asked: instance
 
 def _repr(value) -> str:
     try:
-        return _text(repr(value)[:MAX_TEXT])
+        return _text(repr(value)[:1 << 20])[:MAX_TEXT]   # a cut address shows its password
     except Exception:  # noqa: BLE001  an object's own methods may raise anything
         return f"<{type(value).__name__}>"
 
@@ -663,7 +666,8 @@ def pending(lab: str) -> list[dict]:
                     continue
                 if place and hasattr(os, "getuid") and status.st_uid != os.getuid():
                     continue                      # /tmp is everybody's
-                if not place or _head(path).get("db") == lab:     # later folders are all labs'
+                is_own = not place and "://" not in lab   # other folders hold several labs'
+                if is_own or _head(path).get("db") == lab:
                     found.append((status.st_mtime, path, status.st_size))
     return [{"path": path, "run_id": os.path.basename(path).partition(".")[0], "bytes": size}
             for _, path, size in sorted(found)]
@@ -688,7 +692,7 @@ def drain(take: Any, path: str, offset: int = 0) -> bool:
     with open(path, "rb") as journal:
         while True:
             if journal.seek(held) > os.fstat(journal.fileno()).st_size:
-                raise StoreError("the lab says that it holds more of it than there is")
+                raise ValueError("the lab says that it holds more of it than there is")
             chunk = journal.read(CHUNK_BYTES)
             if len(chunk) == CHUNK_BYTES:
                 chunk += journal.readline()       # end on a whole line, however long
@@ -961,9 +965,10 @@ _warned: set = set()
 
 def _warn(cause, message: str) -> None:
     """Say something once per cause on stderr; a closed or absent stderr is no reason to raise."""
-    if cause not in _warned and len(_warned) < 30:
+    is_small = isinstance(cause, tuple) and cause[0] in ("number", "log", "wandb")
+    if cause not in _warned and len(_warned) < (15 if is_small else 40):   # losses are told last
         _warned.add(cause)
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+        with contextlib.suppress(Exception):      # whatever stands for stderr
             sys.stderr.write(f"lab_logger: {message}\n")
             sys.stderr.flush()
 
@@ -1001,12 +1006,13 @@ class _Drainer:
         while not self.is_closing.is_set() or self.is_remote and self.runs:
             self.wake.wait(pause_s)
             self.wake.clear()
-            if not has_looked and not self.n_failures:    # beside the lock: live runs need not wait
-                with contextlib.suppress(Exception):      # a broken lab: drain_live() speaks of it
-                    _take_in(self.lab, timeout_s=5.0)
-                    has_looked = True
             pause_s = DRAIN_EVERY_S
-            if not self.drain_live(30.0):         # longer each time, never in step with others
+            if self.drain_live(30.0):
+                if not has_looked:                # beside the lock: live runs need not wait
+                    with contextlib.suppress(Exception):  # a broken lab: drain_live() speaks of it
+                        _take_in(self.lab, timeout_s=5.0)
+                        has_looked = True
+            else:                                 # longer each time, never in step with others
                 has_looked, longest = False, RETRY_S[0] * 2 ** min(self.n_failures - 1, 20)
                 pause_s = min(longest, RETRY_S[1]) * (0.5 + os.urandom(1)[0] / 255)
 
@@ -1029,6 +1035,7 @@ class _Drainer:
         """Drain the live runs, or one; False when the lab would not have it. Never raises."""
         deadline = time.monotonic() + wait_s
         if not self.lock.acquire(timeout=wait_s):
+            self.is_busy = True
             return False
         self.is_trying = True
         try:
@@ -1071,7 +1078,7 @@ class _Drainer:
               f"training goes on, every point is kept in {folders} and is taken in {then}")
 
     def _drain_run(self, run: Run, wait_s: float) -> None:
-        run._may_move = True                      # again: there may be room by now
+        run._may_move = time.monotonic() > run._moved + 10   # there may be room by now
         run._write(b"")                           # what a full disk kept back
         try:
             size = os.stat(run.path).st_size
@@ -1154,7 +1161,9 @@ def _sample() -> None:
                 if is_first:                      # no CPU shares yet: they are of the time between
                     metrics = {}
         for run in _live_runs():
-            run._append(m=metrics)
+            with _harmless("a sign of life could not be written"), run._lock:
+                if not run.is_over:
+                    run._append(m=metrics)
         time.sleep(pause_s)
 
 
@@ -1207,7 +1216,7 @@ class Run:
         self.run_id = self.id = self.name = str(uuid.uuid4())   # no seed makes it twice
         self.project, self.path = experiment_name, ""
         self.is_over, self.taken_in, self.result = False, 0, None
-        self._fd, self._may_move = -1, True       # of the journal; to another folder
+        self._fd, self._may_move, self._moved = -1, True, -math.inf   # of the journal
         self._is_stepwise = False                 # a generator's: one item is not its end
         self._keys: dict[str, str] = {}           # metric name -> ',"name":'
         self._wandb: Any = None
@@ -1249,8 +1258,7 @@ class Run:
         self._open_journal(f"{self.run_id}{part}.jsonl")
         self._write(_dumps(head).encode() + b"\n")
         self._drainer.runs.add(self)
-        with contextlib.suppress(Exception):      # an object's own methods may raise anything
-            dict.update(self.config, _plain(params))
+        dict.update(self.config, values)
         if setting("WANDB_PROJECT")[0]:
             with _harmless("W&B does not mirror this run; the lab records it still"):
                 self._start_wandb(columns["experiment_name"], values)
@@ -1320,14 +1328,15 @@ class Run:
         """Make the journal's file, with what an older one of the run holds, where there is room."""
         errors, flags = [], os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_RDWR
         for folder in journal_dirs(self.lab):
-            path, new, start = os.path.join(folder, name), -1, 0
+            path, new, start, sent = os.path.join(folder, name), -1, 0, 0
             try:
                 os.makedirs(folder, mode=0o700, exist_ok=True)
                 new = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600)
-                while self._fd >= 0 and (block := os.pread(self._fd, CHUNK_BYTES, start)):
+                while self._fd >= 0 and os.lseek(self._fd, start, 0) >= 0 and (
+                        block := os.read(self._fd, CHUNK_BYTES)):
                     start += os.write(new, block)
-                while self._backlog:              # an empty file needs no room: this does
-                    del self._backlog[:os.write(new, self._backlog)]
+                while sent < len(self._backlog):  # an empty file needs no room: this does
+                    sent += os.write(new, self._backlog[sent:sent + CHUNK_BYTES])
             except OSError as error:
                 errors.append(str(error))
                 if new >= 0:                      # too small
@@ -1339,13 +1348,14 @@ class Run:
             if self.path not in ("", path):
                 _remove(self.path)
             self._fd, self.path = new, path
+            self._backlog.clear()
             return
         raise OSError(f"no journal can be written ({'; '.join(errors)})")
 
     def _rewrite(self, fault: str) -> None:
         """Write the journal anew where there is room: it was removed, or its disk is full."""
         with self._lock:
-            old, self._may_move = self.path, False
+            old, self._may_move, self._moved = self.path, False, time.monotonic()
             with contextlib.suppress(OSError):
                 self._open_journal(os.path.basename(old))
             told = (f"all of it is in {self.path!r}, to be taken in as before"
@@ -1394,7 +1404,8 @@ class Run:
                     self._wandb.log({**named, **{name: number for name, number in place.items()
                                                  if number is not None}})
         except Exception as error:  # noqa: BLE001  nothing of ours may end a training
-            _warn(("log", repr(error)), f"a point could not be logged and was left out ({error!r})")
+            _warn(("log", _repr(error)), "a point could not be logged and was left out "
+                  f"({_repr(error)})")
 
     def _key(self, name) -> str:
         self._keys[name] = f",{json.dumps(_text(str(name)))}:"
@@ -1508,7 +1519,7 @@ class Run:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        with contextlib.suppress(ValueError):     # left in another context than it was entered in
+        with contextlib.suppress(ValueError, RuntimeError):   # left in another context, or twice
             _current.reset(self._token)
         try:
             if isinstance(error, (StopIteration, StopAsyncIteration)) and self._is_stepwise:
@@ -1518,6 +1529,7 @@ class Run:
         except KeyboardInterrupt as interrupt:    # while it was ended
             self.finish(self.result, error=error or interrupt)
             raise
+        self.result = None                        # a broken lab keeps runs: not models with them
 
 
 start_run = Run                       # reads better: a run begins where this is called
@@ -1544,7 +1556,9 @@ def _end_of(error: BaseException | None, how: str) -> tuple[str, str, str | None
     where = f"; at {', from '.join(frames)}" if frames else ""
     is_stopped = type(error).__name__ in ("KeyboardInterrupt", "CancelledError")     # asyncio's
     status, word = ("killed", "interrupted") if is_stopped else ("failed", "failed")
-    text = "".join(traceback.format_exception(type(error), error, trace))
+    text = told
+    with contextlib.suppress(Exception):          # its __notes__, say
+        text = "".join(traceback.format_exception(type(error), error, trace))
     return status, _text(f"{word}: {told}{where}"), _text(text[-100_000:])
 
 
@@ -1730,16 +1744,16 @@ def _bound(signature, args: tuple, kwargs: dict) -> dict:
 def _wrap_sync(function, begin):
     def wrapper(*args, **kwargs):
         with begin(args, kwargs) as run:
-            run.result = function(*args, **kwargs)
-        return run.result
+            result = run.result = function(*args, **kwargs)
+        return result
     return wrapper
 
 
 def _wrap_async(function, begin):
     async def wrapper(*args, **kwargs):
         with begin(args, kwargs) as run:
-            run.result = await function(*args, **kwargs)
-        return run.result
+            result = run.result = await function(*args, **kwargs)
+        return result
     return wrapper
 
 
@@ -1793,9 +1807,9 @@ class _Live(dict):
 
     def update(self, values: Any = (), allow_val_change: object = None,   # type: ignore[override]
                **named) -> None:
-        values = _plain(values) if not isinstance(values, (dict, list, tuple)) else values
-        super().update(values, **named)
         with _harmless("a change of config or summary was not recorded"):
+            super().update(values if isinstance(values, (dict, list, tuple)) else _plain(values),
+                           **named)
             self._run._append(set={self._column: _dumps(self._as_json(self))})
 
     def __getattr__(self, name):
@@ -1825,6 +1839,8 @@ def init(project: str | None = None, *, name: str | None = None, config: Any = N
     run = Run(project, task_name=job_type, note=note or None, params=config,
               run_id=id if resume else None)
     run._token, run.name = _current.set(run), name or run.run_id
+    with contextlib.suppress(Exception):          # as given: a script may use what is secret
+        dict.update(run.config, _plain(config))
     return run
 
 
@@ -1855,13 +1871,18 @@ for _name in _BEYOND:
     setattr(Run, _name, type(_name, (_Ignored,), {}))
 
 
+@functools.lru_cache
+def _beyond(name: str) -> type:
+    """Give the same class each time: scripts ask isinstance(x, wandb.Image)."""
+    return type(name, (_Ignored,), {})
+
+
 def __getattr__(name: str):
     run = _current.get()
     if name == "run" or run and name in ("config", "summary"):
         return run if name == "run" else getattr(run, name)
     if name in _BEYOND or name[:1].isupper():
-        found = type(name, (_Ignored,), {})       # a class: scripts ask isinstance(x, wandb.Image)
-        return found() if name == "plot" else found
+        return _beyond(name)() if name == "plot" else _beyond(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
