@@ -1038,3 +1038,90 @@ def test_cancelled_generator_is_an_interrupted_run_and_shows_no_frame_of_ours(db
     assert (run["status"], run["end_reason"].split(":")[0]) in (
         ("killed", "interrupted"), ("finished", "finished"))
     assert "lab_logger.py" not in run["end_reason"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes from 3.11 on")
+def test_error_that_cannot_be_printed_ends_its_run_all_the_same(db_path):
+    class Odd(Exception):
+        @property
+        def __notes__(self):
+            raise RuntimeError("no notes for you")
+
+        def __str__(self):
+            raise RuntimeError("no text for you")
+
+    def fail():
+        raise Odd
+
+    with pytest.raises(Odd):
+        log_run(fail)()
+    run = only_run(db_path)
+    assert run["status"] == "failed" and run["end_reason"].startswith("failed: Odd; at ")
+
+
+def test_journal_that_moves_twice_loses_no_waiting_byte(db_path, tmp_path, monkeypatch):
+    """The next folder takes a part of what waits, and is full too: the third has all of it."""
+    folders = [str(tmp_path / name) for name in ("first", "second", "third")]
+    monkeypatch.setattr(lab_logger, "journal_dirs", lambda lab: folders)
+    write, full = os.write, []
+
+    def write_or_fail(fd, data):
+        where = os.readlink(f"/proc/self/fd/{fd}") if full else ""
+        if "/first/" in where or ("/second/" in where and len(data) < 20):
+            raise OSError(28, "No space left on device")
+        return write(fd, data[:-10] if "/second/" in where else data)
+
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("no /proc")
+    monkeypatch.setattr(os, "write", write_or_fail)
+    with start_run() as run:
+        log(epoch=0, loss=0.0)
+        full.append(True)
+        for epoch in range(1, 4):
+            log(epoch=epoch, loss=epoch / 4)
+        assert run.path.startswith(folders[2])
+    points = rows(db_path, "SELECT epoch FROM run_metrics ORDER BY id")
+    assert [point["epoch"] for point in points] == [0, 1, 2, 3]
+
+
+def test_what_a_function_returned_is_not_kept(db_path, monkeypatch):
+    import gc
+    import weakref
+
+    class Model:
+        pass
+
+    os.mkdir(db_path)                             # a broken lab keeps its runs
+    monkeypatch.setattr(lab_logger, "FINISH_WAIT_S", 0.1)
+    result = log_run(lambda model: Model())(Model())
+    found = weakref.ref(result)
+    del result
+    gc.collect()
+    assert found() is None
+    os.rmdir(db_path)
+
+
+def test_link_to_a_file_of_secrets_is_not_followed(tmp_path, db_path):
+    for command in (["git", "init", "-q"], ["ln", "-s", ".env", "cfg"]):
+        subprocess.run(command, cwd=tmp_path, check=True)
+    (tmp_path / ".env").write_text("API_KEY=hunter2\n")
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "db.yaml").write_text("hunter2\n")
+    (tmp_path / "My-API.PEM").write_text("hunter2\n")
+    (tmp_path / "model.py").write_text("x = 1\n")
+    subprocess.run(
+        [sys.executable, "-c", "from lab_logger import log_run; log_run(lambda: 1)()"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60, check=True)
+    diff = only_run(db_path)["git_diff"]
+    assert "+x = 1" in diff and "hunter2" not in diff
+
+
+def test_secret_field_of_a_named_tuple_or_a_cycle_never_reaches_the_store(db_path):
+    class Config(NamedTuple):
+        lr: float
+        api_key: str
+
+    cycle = {"api_key": "hunter2"}
+    cycle["self"] = cycle
+    log_run(lambda config, cycle: None)(Config(0.1, "hunter2"), cycle)
+    assert "hunter2" not in only_run(db_path)["params_json"]
