@@ -485,8 +485,9 @@ def is_secret(name: str) -> bool:
     words = re.sub(r"[^a-z]+", "_", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()).strip("_")
     if re.fullmatch(r"(pad|eos|bos|unk|mask|sep|cls|start|end)_token", words):
         return False                              # a tokenizer's special tokens are no secrets
-    return re.search(r"(^|_)(pwd|passwd|passphrase|secrets?|credentials?|(api|access|private|ssh)_?"
-                     r"keys?|token|auth|authorization|bearer|cookies?|jwt|signature|sig)$|password$|(^|_)secret_",
+    return re.search(r"(^|_)(pwd|passwd|passphrase|secrets?|credentials?|(db|user|admin|root)_pass|"
+                     r"(api|access|private|ssh|wandb|encryption|signing)_?keys?|token|(hf|api)_tokens|"
+                     r"auth|authorization|bearer|cookies?|jwt|signature|sig)$|password$|(^|_)secret_",
                      words) is not None
 
 

@@ -902,6 +902,7 @@ def test_secrets_in_odd_places_never_reach_the_store(db_path):
     log_run(lambda *args: None)(
         MappingProxyType({"password": secret}), [{"password": secret}] * 1001,
         f"https://{secret}@github.com/x", f"https://h/x?api_key={secret}&n=1",
+        {"db_pass": secret, "wandb_key": secret, "encryption_key": secret, "hf_tokens": secret},
         {"pwd": secret, "headers": {"Authorization": secret}, "MYPASSWORD": secret},
         f"curl -H 'X: Bearer {secret}{secret}'",
     )
@@ -1129,3 +1130,9 @@ def test_secret_field_of_a_named_tuple_or_a_cycle_never_reaches_the_store(db_pat
     cycle["self"] = cycle
     log_run(lambda config, cycle: None)(Config(0.1, "hunter2"), cycle)
     assert "hunter2" not in only_run(db_path)["params_json"]
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "tokenizer", "n_tokens", "eos_token", "key",
+                                  "n_keys", "passes", "author", "secretary", "monkey", "signal"])
+def test_name_that_only_sounds_like_a_secret_is_kept(name):
+    assert not lab_logger.is_secret(name)
