@@ -52,7 +52,7 @@ LOST_AFTER_S = 300.0         # without a sign of life, where its process cannot 
 SAMPLE_EVERY_S = 10.0        # system metrics, unless AILAB_SAMPLE_EVERY_S says otherwise; 0 = off
 FINISH_WAIT_S = 2.0          # a call that returns waits this long for a busy lab
 EXIT_WAIT_S = 15.0           # and the end of the process this long, for all its runs together
-CAPTURE_WAIT_S = 20.0        # git, nvidia-smi and the package list together may take this long
+CAPTURE_WAIT_S = 20.0        # git and nvidia-smi together may take this long
 CHUNK_BYTES = 1 << 19        # of a journal, taken in by one transaction
 MAX_TEXT = 1_000             # characters of the repr of an object that JSON cannot hold
 MAX_STRING = 1 << 20         # characters of one text among the params
@@ -984,7 +984,7 @@ def _harmless(what: str):
 
 
 def _start_thread(target) -> None:
-    with _harmless("no thread can be started: runs are taken in when they end, without load"):
+    with _harmless("no thread can be started: runs reach a lab file when they end, a server by `sync`"):
         threading.Thread(target=target, name="lab_logger", daemon=True).start()
 
 
@@ -1797,7 +1797,7 @@ def _wrap_async_generator(function, begin):
 # --- Drop-in for W&B: import lab_logger as wandb ---------------------------------
 
 class _Live(dict):
-    """A dict with attributes whose every change goes to the journal: run.config, run.summary."""
+    """A dict with attributes; what is set or update()d goes to the journal: config, summary."""
 
     def __init__(self, run: Run, column: str, as_json) -> None:
         super().__init__()
@@ -1852,7 +1852,7 @@ def finish(exit_code: int | None = None, **ignored: object) -> None:
 
 
 class _Ignored:
-    """Stands for what W&B offers beyond its loop: takes every call, has every attribute."""
+    """Stands for what W&B offers beyond its loop: takes calls, has attributes, records nothing."""
 
     def __init__(self, *args, **kwargs) -> None:
         name = type(self).__name__
