@@ -52,7 +52,7 @@ LOST_AFTER_S = 300.0         # without a sign of life, where its process cannot 
 SAMPLE_EVERY_S = 10.0        # system metrics, unless AILAB_SAMPLE_EVERY_S says otherwise; 0 = off
 FINISH_WAIT_S = 2.0          # a call that returns waits this long for a busy lab
 EXIT_WAIT_S = 15.0           # and the end of the process this long, for all its runs together
-CAPTURE_WAIT_S = 20.0        # git and nvidia-smi together may take this long
+CAPTURE_WAIT_S = 20.0        # git, nvidia-smi and the package list together may take this long
 CHUNK_BYTES = 1 << 19        # of a journal, taken in by one transaction
 MAX_TEXT = 1_000             # characters of the repr of an object that JSON cannot hold
 MAX_STRING = 1 << 20         # characters of one text among the params
@@ -364,6 +364,8 @@ def packages(deadline: float) -> dict[str, str]:
     from importlib.metadata import distributions
     found: dict[str, str] = {}
     for distribution in distributions():
+        if time.monotonic() > deadline:           # a cold network drive: what was found by then
+            break
         with contextlib.suppress(Exception):      # a broken dist-info must not hide the others
             found.setdefault(distribution.metadata["Name"] or "", distribution.version)
     names = sorted(filter(None, found), key=str.lower)
@@ -984,7 +986,7 @@ def _harmless(what: str):
 
 
 def _start_thread(target) -> None:
-    with _harmless("no thread can be started: runs reach a lab file when they end, a server by `sync`"):
+    with _harmless("no thread can be started: runs reach a file when they end, a server by `sync`"):
         threading.Thread(target=target, name="lab_logger", daemon=True).start()
 
 

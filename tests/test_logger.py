@@ -1136,3 +1136,8 @@ def test_secret_field_of_a_named_tuple_or_a_cycle_never_reaches_the_store(db_pat
                                   "n_keys", "passes", "author", "secretary", "monkey", "signal"])
 def test_name_that_only_sounds_like_a_secret_is_kept(name):
     assert not lab_logger.is_secret(name)
+
+
+def test_package_list_ends_at_its_deadline():
+    late = lab_logger.packages(0.0)["pip_freeze"]
+    assert late == "" and "pytest==" in lab_logger.packages(math.inf)["pip_freeze"]
