@@ -853,8 +853,8 @@ def close_dead(conn: sqlite3.Connection, run_id: str, words: str, part: str | No
     if last:
         words += f", {kind} {str(last)[:19].replace('T', ' ')} UTC" + _memory_at(conn, run_id, last)
     conn.execute("UPDATE runs SET status = 'killed', end_reason = :words, ended_at = :last, "
-                 "duration_s = round((julianday(:last) - julianday(timestamp)) * 86400, 3) "
-                 "WHERE run_id = :run_id", {"words": words, "last": last, "run_id": run_id})
+                 f"duration_s = round({lab_logger.LASTED_S}, 3) WHERE run_id = :run_id",
+                 {"words": words, "last": last, "run_id": run_id})
 
 
 def _memory_at(conn: sqlite3.Connection, run_id: str, last: str) -> str:
