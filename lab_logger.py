@@ -917,7 +917,7 @@ def post_lines(url: str, journal: str, offset: int, lines: bytes, death: str = "
 
 def _call(url: str, timeout_s: float, body: bytes | None = None) -> dict:
     """Ask a lab server, for JSON, in a thread: it may drip its headers for ever."""
-    found: list[tuple[Any, Exception | None]] = []
+    found: list[tuple[Any, Any]] = []
 
     def ask() -> None:
         try:
