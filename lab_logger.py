@@ -927,7 +927,9 @@ def _call(url: str, timeout_s: float, body: bytes | None = None) -> dict:
     thread = threading.Thread(target=ask, name="lab_logger", daemon=True)
     thread.start()
     thread.join(timeout_s)
-    answer, error = found[0] if found else (None, StoreError("timed out: no answer from it"))
+    if not found:
+        raise StoreError("timed out: it has not answered")
+    answer, error = found[0]
     if error is not None:
         raise error
     return answer
