@@ -65,6 +65,7 @@ MAX_QUERY = 4_000                        # characters of a question
 MIN_PREFIX = 6                           # characters of a run id that may stand for it
 MAX_WHERE, MAX_TERMS, MAX_DEPTH = 4_000, 200, 20  # characters, operands, brackets in brackets
 WHERE_S = 1.0                            # a statement with `where` is given up after this
+WIDE = 1_000                             # runs that make a set too large to be made for a page
 MAX_NAMES = 1_000                        # of the lab looked through for one like a mistyped name
 
 MAX_BODY_BYTES = 1 << 20                 # of a request
@@ -558,15 +559,26 @@ class RunQuery:
     way: Callable[[str], str] = field(default_factory=lambda: direction)
     expression: Where | None = None
 
+    @property
+    def is_joined(self) -> bool:
+        """Tell whether the metric that limits is the one that sorts: one join serves both."""
+        return self.metric is not None and self.sort == f"metrics.{self.metric[0]}"
+
     def conditions(self, *, is_metric_joined: bool = False) -> str:
         """Give the WHERE text; a metric that the statement joins already is left out."""
-        where = list(self.where)
-        if self.metric and not is_metric_joined:         # without limits, NaN counts too
-            limits = (f" AND {value_of(self.by, self.metric[0], self.way)} "
-                      "BETWEEN :metric_min AND :metric_max")
-            where.append("r.run_id IN (SELECT run_id FROM metric_summary WHERE metric_name = "
-                         f":metric_name{limits * (self.metric[1:] != (-INF, INF))})")
-        return "\n  AND ".join(where)
+        return "\n  AND ".join([*self.where, *[self.metric_leaf()] * (not is_metric_joined)])
+
+    def needs(self, leaf: str) -> bool:
+        """Tell whether a run has to meet this leaf: nothing else stands beside it in an `or`."""
+        return " OR " not in "".join(self.where).replace(leaf, "")
+
+    def metric_leaf(self) -> str:
+        """Give the condition that the metric makes; without limits, NaN counts too."""
+        if not self.metric:
+            return "1"
+        limits = (f" AND {value_of(self.by, self.metric[0], self.way)} "
+                  "BETWEEN :metric_min AND :metric_max") * (self.metric[1:] != (-INF, INF))
+        return f"{_LEAF}metric_summary WHERE metric_name = :metric_name{limits})"
 
 
 _END = {"minimize": "min", "maximize": "max"}    # of a curve, where its best point is
@@ -632,6 +644,7 @@ _MIRRORED = {"=": "=", "!=": "!=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
 _WHERE_FIELDS = {**dict.fromkeys((
     "status", "experiment_name", "model_name", "task_name", "dataset_id", "note", "run_id",
     "hostname", "git_hash", "command"), "text"), "timestamp": "time", "duration": "number"}
+_LEAF = "r.run_id IN (SELECT run_id FROM "      # begins what an index of values answers
 _THROUGH_INDEX = "r.rowid IN (SELECT rowid FROM runs WHERE {})"
 _A_KIND = {"condition": "a condition", "number": "a number", "text": "text", "time": "a time",
            "param": "a param"}
@@ -664,6 +677,7 @@ class Where:
     def __init__(self, text: str, way: Callable[[str], str]) -> None:
         self.way, self.depth, self.n_terms, self.place = way, 0, 0, 0
         self.bound: dict[str, Any] = {}
+        self.leaves: list[str] = []
         self.names: list[tuple[str, str, int]] = []      # metrics or params, name, column
         self.tokens = list(_where_tokens(text))
         found = self.either(False)
@@ -692,6 +706,12 @@ class Where:
     def bind(self, value: Any) -> str:
         self.bound[f"w{len(self.bound)}"] = value
         return f":w{len(self.bound) - 1}"
+
+    def framed(self, frame: str, test: str) -> str:
+        sql = frame.format(test)
+        if sql.startswith(_LEAF):
+            self.leaves.append(sql)
+        return sql
 
     def either(self, is_not: bool) -> Term:
         return self.chain("or", " AND " if is_not else " OR ", self.both, is_not)
@@ -726,7 +746,7 @@ class Where:
             sign = {"==": "=", "<>": "!="}.get(sign, sign)
             right = self.sum(False)
             frame, test = self.test(left, _OPPOSITE[sign] if is_not else sign, right)
-            tests.append(frame.format(test))
+            tests.append(self.framed(frame, test))
             left = right
         if not tests:
             if self.take("is"):
@@ -805,7 +825,8 @@ class Where:
             frame, test = self.test(left, "!=" if is_not else "=", item)
             tests.append(test)
             if self.take(close):
-                return frame.format(f"({(' AND ' if is_not else ' OR ').join(tests)})")
+                return self.framed(
+                    frame, f"({(' AND ' if is_not else ' OR ').join(tests)})")
             if not self.take(","):
                 raise self.expected(f"a comma or {close}")
 
@@ -820,7 +841,8 @@ class Where:
         if column.startswith("r."):      # the index of the column is narrower than the table
             frame, column = _THROUGH_INDEX, column[2:]
         guard = f"{column} >= '' AND " * (left.kind == "param")
-        return frame.format(f"{guard}{column} {'NOT ' * is_not}LIKE {right.sql} ESCAPE '\\'")
+        return self.framed(
+            frame, f"{guard}{column} {'NOT ' * is_not}LIKE {right.sql} ESCAPE '\\'")
 
     def sum(self, is_not: bool) -> Term:
         left = self.product(is_not)
@@ -911,7 +933,7 @@ class Where:
         return Term("number" if text == "metrics" else "param",
                     f"(SELECT {value} FROM {table} WHERE run_id = r.run_id AND {key} = {mark}"
                     f"{is_number})", at, inner=value,
-                    frame=f"r.run_id IN (SELECT run_id FROM {table} WHERE {key} = {mark} AND {{}})")
+                    frame=f"{_LEAF}{table} WHERE {key} = {mark} AND {{}})")
 
 
 _BY_WORDS = [("word", by) for by in ("final", "last", "best", "min", "max")]
@@ -962,31 +984,40 @@ def match_expression(text: str) -> str:
                     for word in text.replace("\0", " ").split())
 
 
-def page_statements(query: RunQuery) -> tuple[str, str, str]:
+def row_by_row(leaf: str) -> str:
+    """Write a condition on a metric or param anew, for one run and not for the set of all."""
+    return "EXISTS " + leaf.removeprefix("r.run_id IN ").replace(
+        "WHERE", "WHERE run_id = r.run_id AND", 1)
+
+
+def page_statements(query: RunQuery, is_narrow: bool = False) -> tuple[str, str, str]:
     """Write a page's SELECTs: runs that have what they are sorted by, those that lack it, a count.
 
-    Both directions walk an index: a metric's or param's values, or the start times.
+    Both directions walk an index: a metric's or param's values, or the start times; where
+    `is_narrow` says that a condition leaves few runs, these are found first, and sorted.
     """
     way = "ASC" if query.is_ascending else "DESC"
     kind, _, name = query.sort.partition(".")
-    is_joined = bool(kind == "metrics" and query.metric and query.metric[0] == name)
     query.bound["sort_name"] = name
     columns = ", ".join(f"r.{column}" for column in (*SUMMARY_COLUMNS, "params_json"))
     if kind in ("metrics", "params"):
         table, key = {"metrics": ("metric_summary", "metric_name"),
                       "params": ("run_params", "param_name")}[kind]
-        low, high = (":metric_min", ":metric_max") if is_joined else ("-9e999", "9e999")
+        low, high = (":metric_min", ":metric_max") if query.is_joined else ("-9e999", "9e999")
         has = f"BETWEEN {low} AND {high}" if kind == "metrics" else "IS NOT NULL"   # NaN is NULL
         value = value_of(query.by, name, query.way) if kind == "metrics" else "value"
-        source = f"{table} s CROSS JOIN runs r ON r.run_id = s.run_id"
+        first, second = ("runs r", f"{table} s") if is_narrow else (f"{table} s", "runs r")
+        source = f"{first} CROSS JOIN {second} ON r.run_id = s.run_id"
         ranked = f"s.{key} = :sort_name AND {value} {has}"
-        lacks = f"r.run_id NOT IN (SELECT run_id FROM {table} s WHERE {ranked})"
+        has_it = f"{_LEAF}{table} s WHERE {ranked})"
+        lacks = f"NOT {row_by_row(has_it) if is_narrow else has_it}"
         order = f"{value} {way}, s.run_id {way}"
     else:
         column = {"timestamp": "timestamp", "duration": "duration_s"}[kind]
         source, ranked, lacks = "runs r", f"r.{column} IS NOT NULL", f"r.{column} IS NULL"
         order = f"r.{column} {way}, r.run_id {way}"
-    ranks = f"FROM {source}\nWHERE {ranked}\n  AND {query.conditions(is_metric_joined=is_joined)}"
+    kept = query.conditions(is_metric_joined=query.is_joined)
+    ranks = f"FROM {source}\nWHERE {ranked}\n  AND {kept}"
     page = "LIMIT :limit OFFSET :offset"
     return (f"SELECT {columns}\n{ranks}\nORDER BY {order}\n{page}",
             f"SELECT {columns}\nFROM runs r\nWHERE {query.conditions()}\n  AND {lacks}\n"
@@ -1148,7 +1179,7 @@ CREATE INDEX runs_command ON runs (command, timestamp);;
 CREATE INDEX runs_note ON runs (note, timestamp) WHERE note IS NOT NULL;;
 CREATE INDEX runs_deleted ON runs (deleted_at) WHERE deleted_at IS NOT NULL;;
 CREATE INDEX runs_parent ON runs (parent_run_id) WHERE parent_run_id IS NOT NULL;;
-""" + "".join(f"CREATE INDEX runs_{column} ON runs ({column}, timestamp);;" for column in (
+""" + "".join(f"CREATE INDEX runs_{column} ON runs ({column}, timestamp, run_id);;" for column in (
     "experiment_name", "model_name", "task_name", "dataset_id", "status", "hostname",
     "git_hash")) + (
     "UPDATE runs SET params_json = params_json, final_metrics_json = final_metrics_json")
@@ -1364,14 +1395,25 @@ def _unknown(conn: sqlite3.Connection, kind: str, name: str) -> str:
     return f"no run has a {kind[:-1]} {name[:80]!r}: {hint}"
 
 
+def _by_width(conn: sqlite3.Connection, query: RunQuery) -> tuple[list[str], list[str]]:
+    """Part a query's leaves: those that so many runs meet that a page is read sooner run by run."""
+    leaves = [query.metric_leaf()] * bool(query.metric and not query.is_joined)
+    leaves += query.expression.leaves if query.expression else []
+    parted: tuple[list[str], list[str]] = [], []
+    for leaf in leaves:
+        many = f"{leaf[leaf.index('(') + 1:-1]} LIMIT 1 OFFSET {WIDE}"
+        parted[conn.execute(many, query.bound).fetchone() is None].append(leaf)
+    return parted
+
+
 @contextlib.contextmanager
 def _bounded(conn: sqlite3.Connection, query: RunQuery) -> Iterator[None]:
     """Give a statement with `where` up after WHERE_S, as a BadQuery: arithmetic has no index."""
     if query.expression is None:
         yield
         return
-    until = time.monotonic() + WHERE_S
-    conn.set_progress_handler(lambda: time.monotonic() > until, 20_000)
+    until = time.thread_time() + WHERE_S     # of work: a cold disk is no fault of the expression
+    conn.set_progress_handler(lambda: time.thread_time() > until, 20_000)
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -1386,8 +1428,11 @@ def _bounded(conn: sqlite3.Connection, query: RunQuery) -> Iterator[None]:
 def list_runs(conn: sqlite3.Connection, query: RunQuery, *, limit: int, offset: int = 0,
               has_rest: bool = True) -> list[dict]:
     """List runs as RunSummary dicts in the query's order, those without what it sorts by last."""
-    ranked, rest, count = page_statements(query)
+    wide, narrow = _by_width(conn, query)
+    ranked, rest, count = page_statements(query, is_narrow=any(map(query.needs, narrow)))
     bound = {**query.bound, "limit": limit, "offset": offset}
+    for leaf in wide:
+        ranked, rest = (text.replace(leaf, row_by_row(leaf)) for text in (ranked, rest))
     with _bounded(conn, query):
         rows = conn.execute(ranked, bound).fetchall()
         if has_rest and len(rows) < limit:
@@ -1700,7 +1745,8 @@ def compare_runs(conn: sqlite3.Connection, run_ids: list[str], by: str = "final"
     best = {name: _best(name, runs, by) for name in metric_keys}
     return {
         "run_ids": ids, "metric_keys": metric_keys, "param_keys": param_keys,
-        "runs": [{name: run[name] for name in ComparedRun.model_fields} for run in runs],
+        "runs": [{name: run[name] for name in ComparedRun.model_fields if name in run}
+                 for run in runs],
         "differing_params": [name for name in param_keys
                              if len({_typed(flat, name) for flat in params}) > 1],
         "best": {name: found for name, found in best.items() if found},
