@@ -63,6 +63,10 @@ MAX_MARKED = 100                         # non-finite points named one by one in
 MAX_NOTE = 10_000                        # characters
 MAX_QUERY = 4_000                        # characters of a question
 MIN_PREFIX = 6                           # characters of a run id that may stand for it
+MAX_WHERE, MAX_TERMS, MAX_DEPTH = 4_000, 200, 20  # characters, operands, brackets in brackets
+WHERE_S = 1.0                            # a statement with `where` is given up after this
+WIDE = 1_000                             # runs that make a set too large to be made for a page
+MAX_NAMES = 1_000                        # of the lab looked through for one like a mistyped name
 
 MAX_BODY_BYTES = 1 << 20                 # of a request
 MAX_LINES, MAX_LINES_BYTES = 200_000, 16_000_000  # of a journal in one request, packed or not
@@ -101,6 +105,7 @@ SMOKE_QUESTIONS = ("List my top runs by val_accuracy.",          # spec section 
 class LabError(Exception):
     """A request that cannot be met; `detail` is one sentence for the user."""
     status = 400
+    column: int | None = None
 
     def __init__(self, detail: str, status: int | None = None, **headers: str) -> None:
         super().__init__(detail)
@@ -119,8 +124,12 @@ class Ambiguous(LabError):
 
 
 class BadQuery(LabError):
-    """A parameter or a body has a value that is not accepted."""
+    """A parameter or a body has a value that is not accepted; `column` is where in `where`."""
     status = 422
+
+    def __init__(self, detail: str, column: int | None = None) -> None:
+        super().__init__(detail if column is None else f"where, column {column}: {detail}")
+        self.column = column
 
 
 # --- Models -------------------------------------------------------------------
@@ -129,6 +138,7 @@ class BadQuery(LabError):
 
 Number = float | Literal["NaN", "Infinity", "-Infinity"]
 Direction = Literal["maximize", "minimize"]
+By = Literal["final", "last", "best", "min", "max"]
 
 
 def _about(description: str, **rules: Any) -> Any:
@@ -158,6 +168,19 @@ class RunSummary(BaseModel):
     params: dict[str, Any] = _about("arguments of the run, as stored")
     final_metrics: dict[str, Number] = _about("final value per metric: returned, else last logged")
     n_epochs_logged: int | None = _about("largest epoch that its metrics ended with")
+    ranked: Ranked | None = _about("only where a list is sorted by another than a metric's final "
+                                   "value, and the run has it", default=None)
+
+
+class Ranked(BaseModel):
+    """What a run is ranked by, and where in its curve that was."""
+    metric_name: str = _about("what the ranking is by")
+    by: By = _about("which of the run's values counts")
+    metric_value: Number = _about("that value")
+    direction: Direction = _about("which way is better")
+    metric_epoch: float | None = _about("its epoch; null: by final, unknown, or never logged")
+    metric_step: float | None = _about("its step")
+    at_epoch: dict[str, Number] = _about("the run's other metrics at that epoch, or else step")
 
 
 class MetricSummary(BaseModel):
@@ -217,8 +240,10 @@ class RunDetail(ComparedRun):
 class BestOf(BaseModel):
     """Who is best in one metric."""
     direction: Direction = _about("which way is better")
-    value: Number = _about("the best final value")
+    value: Number = _about("the best value")
     run_ids: list[str] = _about("all runs that have it")
+    epochs: dict[str, float | None] = _about("run id to its epoch; null: by final, or unknown")
+    steps: dict[str, float | None] = _about("run id to its step")
 
 
 class RunComparison(BaseModel):
@@ -232,12 +257,9 @@ class RunComparison(BaseModel):
     differing_packages: dict[str, dict[str, str | None]] = _about("package to run id to version")
 
 
-class LeaderboardRow(RunSummary):
+class LeaderboardRow(RunSummary, Ranked):
     """One run of a leaderboard."""
     rank: int = _about("from 1")
-    metric_name: str = _about("what the board is by")
-    metric_value: Number = _about("the run's final value")
-    direction: Direction = _about("which way is better")
 
 
 class Curve(BaseModel):
@@ -282,6 +304,13 @@ class MetricInfo(BaseModel):
     metric_name: str = _about("metric")
     n_runs: int = _about("runs that have it")
     direction: Direction = _about("which way is better")
+
+
+class DirectionUpdate(BaseModel):
+    """Which way a metric is better from now on."""
+    model_config = ConfigDict(extra="forbid", strict=True)
+    metric_name: str = _about("a metric of the lab")
+    direction: Direction | None = _about("null: what its name says")
 
 
 class ExperimentSummary(BaseModel):
@@ -356,6 +385,7 @@ class AgentAnswer(BaseModel):
 class Problem(BaseModel):
     """Why a request was refused."""
     detail: str = _about("one sentence that says what to do")
+    column: int = _about("only of `where`: the character its mistake is at, from 1", default=0)
 
 
 SUMMARY_COLUMNS = tuple(name for name in RunSummary.model_fields if name in lab_logger.RUN_COLUMNS)
@@ -366,7 +396,7 @@ SUMMARY_COLUMNS = tuple(name for name in RunSummary.model_fields if name in lab_
 # makes the command line's flags; and the only place where SQL text is put together.
 
 class Param(NamedTuple):
-    """A query parameter: `kind` is text, integer, number, time, sort, choice or journal."""
+    """A query parameter: `kind` is text, integer, number, time, sort, where, choice or journal."""
     name: str
     kind: str
     description: str
@@ -383,6 +413,9 @@ class Param(NamedTuple):
                 "integer": f"a whole number from {self.least} to {self.most}",
                 "time": "a date or an ISO 8601 time such as 2026-11-24 or 2026-11-24T12:00:00Z",
                 "sort": "timestamp, duration, metrics.NAME or params.NAME",
+                "where": f"one expression of at most {MAX_WHERE} characters, such as "
+                         "metrics.accuracy >= 0.9 and params.learning_rate < 0.1 and "
+                         'model_name in ["linear_svm"]',
                 "choice": "one of " + ", ".join(self.choices),
                 "journal": "RUN_ID or RUN_ID.PART, at most 64 letters, digits, - and _, and 8 "
                            "hexadecimal digits"}[self.kind]
@@ -406,8 +439,13 @@ RUN_FILTERS = (
     Param("from_timestamp", "time", "runs started at this time or later (without a zone: UTC)"),
     Param("to_timestamp", "time", "runs started at this time or earlier; a date: its whole day"),
     Param("metric_name", "text", "runs that have this metric"),
-    Param("metric_min", "number", "least final value of metric_name"),
-    Param("metric_max", "number", "largest final value of metric_name"),
+    Param("metric_min", "number", "least value of metric_name"),
+    Param("metric_max", "number", "largest value of metric_name"),
+    Param("by", "choice", "which value of a metric counts where it sorts or limits: the final one "
+          "(returned, else last logged), or of the logged points the last, the least, the largest "
+          "or the one at the metric's good end; of a metric never logged the returned one",
+          choices=("final", "last", "best", "min", "max"), default="final"),
+    Param("where", "where", "runs for which this holds"),
     Param("q", "text", "full-text search over names, notes and params: every word must match, "
                        "its beginning is enough"))
 PAGE = (
@@ -429,7 +467,8 @@ WINDOW = (
     Param("since", "integer", "only points after this cursor", least=0, most=LAST_ID, default=0),
     Param("max_points", "integer", "most buckets a curve", most=MAX_POINTS, default=DEFAULT_POINTS))
 COMPARED = (Param("ids", "text", "runs to compare, each by its id or a unique beginning of it",
-                  max_times=MAX_COMPARED, min_times=2),)
+                  max_times=MAX_COMPARED, min_times=2),
+            *(param for param in RUN_FILTERS if param.name == "by"))
 CURVE_RUNS = (Param("ids", "text", "runs, each by its id or a unique beginning of it",
                     max_times=MAX_CURVE_RUNS, min_times=1),)
 INGESTED = (
@@ -472,7 +511,8 @@ def parse_value(param: Param, text: str) -> Any:
         value = float(text) if math.isfinite(float(text)) else None
     elif param.kind == "time":
         value = parse_time(text, is_end=param.name.startswith("to_"))
-    elif (param.kind == "text" or (param.kind == "choice" and text in param.choices)
+    elif (param.kind == "text" or (param.kind == "where" and len(text) <= MAX_WHERE)
+          or (param.kind == "choice" and text in param.choices)
           or (param.kind == "sort" and _SORT.fullmatch(text))
           or (param.kind == "journal" and _JOURNAL.fullmatch(text))):
         value = text or None
@@ -515,15 +555,41 @@ class RunQuery:
     metric: tuple[str, float, float] | None = None    # name and range, both ends included
     sort: str = "timestamp"
     is_ascending: bool = False
+    by: str = "final"
+    way: Callable[[str], str] = field(default_factory=lambda: direction)
+    expression: Where | None = None
+
+    @property
+    def is_joined(self) -> bool:
+        """Tell whether the metric that limits is the one that sorts: one join serves both."""
+        return self.metric is not None and self.sort == f"metrics.{self.metric[0]}"
 
     def conditions(self, *, is_metric_joined: bool = False) -> str:
         """Give the WHERE text; a metric that the statement joins already is left out."""
-        where = list(self.where)
-        if self.metric and not is_metric_joined:         # without limits, NaN counts too
-            limits = " AND value BETWEEN :metric_min AND :metric_max"
-            where.append("r.run_id IN (SELECT run_id FROM metric_summary WHERE metric_name = "
-                         f":metric_name{limits * (self.metric[1:] != (-INF, INF))})")
-        return "\n  AND ".join(where)
+        return "\n  AND ".join([*self.where, *[self.metric_leaf()] * (not is_metric_joined)])
+
+    def needs(self, leaf: str) -> bool:
+        """Tell whether a run has to meet this leaf: nothing else stands beside it in an `or`."""
+        return " OR " not in "".join(self.where).replace(leaf, "")
+
+    def metric_leaf(self) -> str:
+        """Give the condition that the metric makes; without limits, NaN counts too."""
+        if not self.metric:
+            return "1"
+        limits = (f" AND {value_of(self.by, self.metric[0], self.way)} "
+                  "BETWEEN :metric_min AND :metric_max") * (self.metric[1:] != (-INF, INF))
+        return f"{_LEAF}metric_summary WHERE metric_name = :metric_name{limits})"
+
+
+_END = {"minimize": "min", "maximize": "max"}    # of a curve, where its best point is
+# Of metric_summary; a metric that was only returned has no other value than that.
+VALUES = {"final": "value", **{which: f"CASE WHEN n_points THEN {which}_value ELSE value END"
+                               for which in ("last", "min", "max")}}
+
+
+def value_of(by: str, metric_name: str, way: Callable[[str], str]) -> str:
+    """Give SQL of the value of a metric that counts, as the index of it has it."""
+    return VALUES[_END[way(metric_name)] if by == "best" else by]
 
 
 _SUBSTRING = "r.rowid IN (SELECT rowid FROM runs WHERE {0} IS NOT NULL AND {1})"
@@ -531,9 +597,13 @@ _SEARCH = ("r.run_id IN (SELECT t.run_id FROM run_search JOIN run_text t "
            "ON t.key = run_search.rowid WHERE run_search MATCH :q)")
 
 
-def run_query(given: dict[str, Any]) -> RunQuery:
-    """Turn parsed parameters into a RunQuery. Pure: no connection, and no value enters the SQL."""
-    query = RunQuery(sort=given.get("sort") or "timestamp",
+def run_query(given: dict[str, Any], way: Callable[[str], str] | None = None) -> RunQuery:
+    """Turn parsed parameters into a RunQuery; `way` tells a metric's direction, else its name does.
+
+    Pure: no connection, and no value enters the SQL.
+    """
+    way = way or direction
+    query = RunQuery(sort=given.get("sort") or "timestamp", by=given.get("by") or "final", way=way,
                      is_ascending=given.get("order") == "asc")
     for name in ("dataset_id", "experiment_name", "model_name", "task_name", "status"):
         if given.get(name) is not None:
@@ -554,7 +624,348 @@ def run_query(given: dict[str, Any]) -> RunQuery:
         query.bound["q"] = match_expression(given["q"])
         query.where.append(_SEARCH if query.bound["q"] else "0")
     _add_metric(query, given)
+    if given.get("where") is not None:
+        query.expression = Where(given["where"], way)
+        query.where.append(query.expression.sql)
+        query.bound.update(query.expression.bound)
     return query
+
+
+# `where` has a reader of its own, since `=`, `like`, `is null` and quoted names are no Python. It
+# goes once over the tokens: each method reads one level and gives SQL over `runs r`. A `not` is
+# handed down to the comparisons and turns them round, so that a comparison with null keeps a run
+# neither way, as in SQL, and each of them can be answered by an index.
+
+_WHERE_TOKEN = re.compile(
+    r"""\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<word>[^\W\d]\w*)"""
+    r"""|(?P<text>"(?:[^"]|"")*"|'(?:[^']|'')*')|(?P<sign>[=!<>]=|<>|[-+*/=<>()\[\],.])|(?P<end>$))""")
+_OPPOSITE = {"=": "!=", "!=": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
+_MIRRORED = {"=": "=", "!=": "!=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
+_WHERE_FIELDS = {**dict.fromkeys((
+    "status", "experiment_name", "model_name", "task_name", "dataset_id", "note", "run_id",
+    "hostname", "git_hash", "command"), "text"), "timestamp": "time", "duration": "number"}
+_LEAF = "r.run_id IN (SELECT run_id FROM "      # begins what an index of values answers
+_THROUGH_INDEX = "r.rowid IN (SELECT rowid FROM runs WHERE {})"
+_A_KIND = {"condition": "a condition", "number": "a number", "text": "text", "time": "a time",
+           "param": "a param"}
+NAMED = {"metrics": ("metric_summary", "metric_name"), "params": ("run_params", "param_name")}
+
+
+class Token(NamedTuple):
+    """A word, text (its quotes off), number, sign or end of a `where`; `at`: its column, from 1."""
+    kind: str
+    text: str
+    at: int
+
+
+class Term(NamedTuple):
+    """A part of a `where` as SQL; `frame` is what puts a comparison of `inner` through an index."""
+    kind: str                            # condition, number, text, time; param: number or text
+    sql: str
+    at: int
+    constant: str | None = None          # of a constant, its text
+    inner: str = ""
+    frame: str = "{}"
+
+
+class Where:
+    """A `where` expression, read: `sql`, the values it has `bound`, and the lab's `names` in it.
+
+    Raises: BadQuery, which says at which column what was expected.
+    """
+
+    def __init__(self, text: str, way: Callable[[str], str]) -> None:
+        self.way, self.depth, self.n_terms, self.place = way, 0, 0, 0
+        self.bound: dict[str, Any] = {}
+        self.leaves: list[str] = []
+        self.names: list[tuple[str, str, int]] = []      # metrics or params, name, column
+        self.tokens = list(_where_tokens(text))
+        found = self.either(False)
+        if found.kind != "condition" or self.token.kind != "end":
+            raise self.expected("and, or, or the end" if found.kind == "condition"
+                                else "a comparison such as >= 0.9")
+        self.sql = found.sql
+
+    @property
+    def token(self) -> Token:
+        return self.tokens[self.place]
+
+    def take(self, *texts: str) -> str:
+        """Go past the next token if it is one of these words, in any case, or signs; else \"\"."""
+        text = self.token.text.lower()
+        if self.token.kind not in ("word", "sign") or text not in texts:
+            return ""
+        self.place += 1
+        return text
+
+    def expected(self, what: str) -> BadQuery:
+        kind, text, at = self.token
+        return BadQuery(f"{what} is expected here, not "
+                        + (f"{text[:40]!r}" if kind != "end" else "the end"), at)
+
+    def bind(self, value: Any) -> str:
+        self.bound[f"w{len(self.bound)}"] = value
+        return f":w{len(self.bound) - 1}"
+
+    def framed(self, frame: str, test: str) -> str:
+        sql = frame.format(test)
+        if sql.startswith(_LEAF):
+            self.leaves.append(sql)
+        return sql
+
+    def either(self, is_not: bool) -> Term:
+        return self.chain("or", " AND " if is_not else " OR ", self.both, is_not)
+
+    def both(self, is_not: bool) -> Term:
+        return self.chain("and", " OR " if is_not else " AND ", self.negated, is_not)
+
+    def chain(self, word: str, glue: str, part: Callable[[bool], Term], is_not: bool) -> Term:
+        found = [part(is_not)]
+        while self.take(word):
+            found.append(part(is_not))
+        for term in found if len(found) > 1 else ():
+            if term.kind != "condition":
+                raise BadQuery(f"{word} joins comparisons, and this is {_A_KIND[term.kind]}: "
+                               "compare it with something", term.at)
+        return found[0] if len(found) == 1 else found[0]._replace(
+            sql=f"({glue.join(term.sql for term in found)})")
+
+    def negated(self, is_not: bool) -> Term:
+        before = self.place
+        while self.take("not"):
+            is_not = not is_not
+        has_not, found = self.place > before, self.comparison(is_not)
+        if has_not and found.kind != "condition":
+            raise self.expected("a comparison such as >= 0.9")
+        return found
+
+    def comparison(self, is_not: bool) -> Term:
+        first = left = self.sum(is_not)
+        tests: list[str] = []
+        while sign := self.take("=", "==", "!=", "<>", "<", "<=", ">", ">="):
+            sign = {"==": "=", "<>": "!="}.get(sign, sign)
+            right = self.sum(False)
+            frame, test = self.test(left, _OPPOSITE[sign] if is_not else sign, right)
+            tests.append(self.framed(frame, test))
+            left = right
+        if not tests:
+            if self.take("is"):
+                is_not ^= bool(self.take("not"))
+                if not self.take("null"):
+                    raise self.expected("null")
+                tests = [self.null_test(first, is_not)]
+            else:
+                has_not = bool(self.take("not"))
+                if self.take("in"):
+                    tests = [self.in_test(first, is_not ^ has_not)]
+                elif self.take("like"):
+                    tests = [self.like_test(first, is_not ^ has_not)]
+                elif has_not:
+                    raise self.expected("in or like")
+        if not tests:
+            return first
+        glue = " OR " if is_not else " AND "             # of a < b < c
+        return Term("condition", f"({glue.join(tests)})", first.at)
+
+    def test(self, left: Term, sign: str, right: Term) -> tuple[str, str]:
+        """Write one comparison: (frame, what goes into it)."""
+        if left.constant is not None and right.constant is None:
+            left, right, sign = right, left, _MIRRORED[sign]
+        kinds = {left.kind, right.kind}
+        if left.kind == "time" and right.kind == "text" and right.constant is not None:
+            return self.time_test(left, sign, right)
+        if "condition" in kinds or len(kinds - {"param"}) > 1 or kinds == {"param", "time"}:
+            raise BadQuery(f"{_A_KIND[left.kind]} is compared with {_A_KIND[right.kind]}: "
+                           "compare numbers with numbers, and text with text in quotes", right.at)
+        if left.inner == "r.status" and right.constant not in (None, *STATUSES) and sign in "!=":
+            raise BadQuery(f"there is no status {right.constant!r}: give one of "
+                           + ", ".join(STATUSES), right.at)
+        if right.constant is None:       # a plus sign: no column's type turns text into numbers
+            alike = (f"(typeof({left.sql}) = 'text') = (typeof({right.sql}) = 'text') AND "
+                     if "param" in kinds and sign not in "!=" else "")
+            return "{}", f"({alike}+{left.sql} {sign} +{right.sql})"
+        guard = ""                       # in SQLite all numbers are less than all text
+        if "SELECT" in left.frame and right.kind == "number":
+            if sign in (">", ">=") or (sign == "!=" and left.kind == "number"):
+                guard = f" AND {left.inner} < ''"
+        elif left.kind == "param" and sign in ("<", "<="):
+            guard = f" AND {left.inner} >= ''"
+        return left.frame, f"({left.inner or left.sql} {sign} {right.sql}{guard})"
+
+    def time_test(self, left: Term, sign: str, right: Term) -> tuple[str, str]:
+        """Compare the start with a time, or with a date: a whole day."""
+        ends = [parse_time(right.constant or "", is_end) for is_end in (False, True)]
+        if None in ends:
+            raise BadQuery(f"{(right.constant or '')[:40]!r} is no time: give "
+                           + Param("", "time", "").accepted(), right.at)
+        first, last = map(self.bind, ends)
+        return left.frame, {
+            "=": f"{left.sql} BETWEEN {first} AND {last}", "<": f"{left.sql} < {first}",
+            "!=": f"{left.sql} NOT BETWEEN {first} AND {last}", ">": f"{left.sql} > {last}",
+            "<=": f"{left.sql} <= {last}", ">=": f"{left.sql} >= {first}"}[sign]
+
+    def null_test(self, left: Term, is_not: bool) -> str:
+        if left.kind == "condition" or left.constant is not None:
+            raise BadQuery("is null asks about a metric, a param or a field of the run", left.at)
+        if left.frame == "{}":
+            return f"{left.inner or left.sql} IS {'NOT ' * is_not}NULL"
+        has = left.frame.format(f"{left.inner} < ''" if left.kind == "number"
+                                else f"{left.inner} IS NOT NULL")
+        return has if is_not else f"NOT {has}"
+
+    def in_test(self, left: Term, is_not: bool) -> str:
+        close = {"[": "]", "(": ")"}.get(self.take("[", "("))
+        if not close:
+            raise self.expected("a list such as [1, 2]")
+        frame, tests = "{}", []
+        while True:
+            item = self.sum(False)
+            if item.constant is None or item.kind == "condition":
+                raise BadQuery("a list holds numbers and quoted texts only", item.at)
+            frame, test = self.test(left, "!=" if is_not else "=", item)
+            tests.append(test)
+            if self.take(close):
+                return self.framed(
+                    frame, f"({(' AND ' if is_not else ' OR ').join(tests)})")
+            if not self.take(","):
+                raise self.expected(f"a comma or {close}")
+
+    def like_test(self, left: Term, is_not: bool) -> str:
+        right = self.sum(False)
+        if left.kind not in ("text", "time", "param"):
+            raise BadQuery(f"like asks about text, and this is {_A_KIND[left.kind]}", left.at)
+        if right.kind != "text" or right.constant is None:
+            raise BadQuery("like takes a pattern in quotes: % stands for any text, _ for any "
+                           "character, \\ before either for itself", right.at)
+        frame, column = left.frame, left.inner or left.sql
+        if column.startswith("r."):      # the index of the column is narrower than the table
+            frame, column = _THROUGH_INDEX, column[2:]
+        guard = f"{column} >= '' AND " * (left.kind == "param")
+        return self.framed(
+            frame, f"{guard}{column} {'NOT ' * is_not}LIKE {right.sql} ESCAPE '\\'")
+
+    def sum(self, is_not: bool) -> Term:
+        left = self.product(is_not)
+        while sign := self.take("+", "-"):
+            left = self.computed(left, sign, self.product(False))
+        return left
+
+    def product(self, is_not: bool) -> Term:
+        left = self.signed(is_not)
+        while sign := self.take("*", "/"):
+            left = self.computed(left, "* 1.0 /" if sign == "/" else sign, self.signed(False))
+        return left
+
+    def signed(self, is_not: bool) -> Term:
+        at, is_minus, before = self.token.at, False, self.place
+        while sign := self.take("-", "+"):
+            is_minus ^= sign == "-"
+        has_sign, term = self.place > before, self.operand(is_not)
+        zero = Term("number", "-1" if is_minus else "1", at, "")
+        return self.computed(zero, "*", term) if has_sign else term
+
+    def computed(self, left: Term, sign: str, right: Term) -> Term:
+        for term in (left, right):
+            if term.kind not in ("number", "param"):
+                raise BadQuery(f"arithmetic takes numbers, and this is {_A_KIND[term.kind]}",
+                               term.at)
+        # A param that is text counts as null: its SELECT is closed anew, with that said.
+        texts = [f"{term.sql[:-1]} AND value < '')" if term.kind == "param" else term.sql
+                 for term in (left, right)]
+        is_constant = left.constant is not None and right.constant is not None
+        return Term("number", f"({texts[0]} {sign} {texts[1]})", left.at,
+                    "" if is_constant else None)
+
+    def operand(self, is_not: bool) -> Term:
+        kind, text, at = self.token
+        self.n_terms += 1
+        if self.n_terms > MAX_TERMS:
+            raise BadQuery(f"there are more than {MAX_TERMS} names and values: give fewer", at)
+        if self.take("("):
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise BadQuery(f"brackets are nested more than {MAX_DEPTH} deep: nest fewer", at)
+            inside = self.either(is_not)
+            if not self.take(")"):
+                raise self.expected("an operator or )")
+            self.depth -= 1
+            return inside
+        if kind not in ("number", "text", "word"):
+            raise self.expected("metrics.NAME, params.NAME, a field, a number or a quoted text")
+        self.place += 1
+        if kind == "number":
+            whole = text.isdigit() and len(text) < 19
+            if not math.isfinite(float(text)):
+                raise BadQuery(f"{text[:40]!r} is no finite number", at)
+            return Term("number", self.bind(int(text) if whole else float(text)), at, text)
+        if kind == "text":
+            return Term("text", self.bind(text), at, text)
+        if text.lower() in ("true", "false"):            # as SQLite stores them
+            return Term("number", self.bind(int(text.lower() == "true")), at, text)
+        return self.named(text, at)
+
+    def named(self, text: str, at: int) -> Term:
+        """Give what a name stands for: metrics.NAME, metrics.NAME.best, params.NAME or a field."""
+        if kind := _WHERE_FIELDS.get(text):
+            column = "r.duration_s" if text == "duration" else f"r.{text}"
+            if text == "note":           # its index has the runs that have one
+                return Term(kind, column, at, None, text, _THROUGH_INDEX)
+            return Term(kind, column, at, None, column)
+        if text not in NAMED:
+            raise _no_field(text, at)
+        parts: list[Token] = []
+        while self.take("."):
+            if self.token.kind not in ("word", "text"):
+                break
+            parts.append(self.token)
+            self.place += 1
+        if not parts or self.tokens[self.place - 1].text == ".":
+            raise self.expected(f'a name, in quotes where it is no plain word: {text}."val/acc",')
+        by = "final"
+        if text == "metrics" and len(parts) > 1 and parts[-1][:2] in _BY_WORDS:
+            by = parts.pop().text
+        name = ".".join(part.text for part in parts)
+        self.names.append((text, name, at))
+        table, key = NAMED[text]
+        value = value_of(by, name, self.way)
+        mark = self.bind(name)
+        is_number = f" AND {value} < ''" * (text == "metrics")   # plain SQL may put text there
+        return Term("number" if text == "metrics" else "param",
+                    f"(SELECT {value} FROM {table} WHERE run_id = r.run_id AND {key} = {mark}"
+                    f"{is_number})", at, inner=value,
+                    frame=f"{_LEAF}{table} WHERE {key} = {mark} AND {{}})")
+
+
+_BY_WORDS = [("word", by) for by in ("final", "last", "best", "min", "max")]
+
+
+def _where_tokens(text: str) -> Iterator[Token]:
+    place = 0
+    while True:
+        found = _WHERE_TOKEN.match(text, place)
+        if not found:
+            at = len(text) - len(text[place:].lstrip()) + 1
+            raise BadQuery("this text has no closing quote" if text[at - 1] in "'\"" else
+                           f"{text[at - 1]!r} means nothing here: a name with it goes in quotes, "
+                           'as in metrics."val/acc"', at)
+        kind = found.lastgroup or ""
+        token = found[kind]
+        quote = token[:1] if kind == "text" else ""
+        yield Token(kind, token[1:-1].replace(quote * 2, quote) if quote else token,
+                    found.start(kind) + 1)
+        if kind == "end":
+            return
+        place = found.end()
+
+
+def _no_field(text: str, at: int) -> BadQuery:
+    if text.lower() == "null":
+        return BadQuery("null is not compared: write is null, or is not null", at)
+    import difflib
+    near = difflib.get_close_matches(text.lower(), [*_WHERE_FIELDS, *NAMED], 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"is it metrics.{text} or params.{text}?"
+    return BadQuery(f"there is no field {text[:80]!r}: {hint[:200]} Fields are "
+                    + ", ".join(_WHERE_FIELDS), at)
 
 
 def _add_metric(query: RunQuery, given: dict[str, Any]) -> None:
@@ -573,30 +984,40 @@ def match_expression(text: str) -> str:
                     for word in text.replace("\0", " ").split())
 
 
-def page_statements(query: RunQuery) -> tuple[str, str, str]:
+def row_by_row(leaf: str) -> str:
+    """Write a condition on a metric or param anew, for one run and not for the set of all."""
+    return "EXISTS " + leaf.removeprefix("r.run_id IN ").replace(
+        "WHERE", "WHERE run_id = r.run_id AND", 1)
+
+
+def page_statements(query: RunQuery, is_narrow: bool = False) -> tuple[str, str, str]:
     """Write a page's SELECTs: runs that have what they are sorted by, those that lack it, a count.
 
-    Both directions walk an index: a metric's or param's values, or the start times.
+    Both directions walk an index: a metric's or param's values, or the start times; where
+    `is_narrow` says that a condition leaves few runs, these are found first, and sorted.
     """
     way = "ASC" if query.is_ascending else "DESC"
     kind, _, name = query.sort.partition(".")
-    is_joined = bool(kind == "metrics" and query.metric and query.metric[0] == name)
     query.bound["sort_name"] = name
     columns = ", ".join(f"r.{column}" for column in (*SUMMARY_COLUMNS, "params_json"))
     if kind in ("metrics", "params"):
         table, key = {"metrics": ("metric_summary", "metric_name"),
                       "params": ("run_params", "param_name")}[kind]
-        low, high = (":metric_min", ":metric_max") if is_joined else ("-9e999", "9e999")
+        low, high = (":metric_min", ":metric_max") if query.is_joined else ("-9e999", "9e999")
         has = f"BETWEEN {low} AND {high}" if kind == "metrics" else "IS NOT NULL"   # NaN is NULL
-        source = f"{table} s CROSS JOIN runs r ON r.run_id = s.run_id"
-        ranked = f"s.{key} = :sort_name AND s.value {has}"
-        lacks = f"r.run_id NOT IN (SELECT run_id FROM {table} s WHERE {ranked})"
-        order = f"s.value {way}, s.run_id {way}"
+        value = value_of(query.by, name, query.way) if kind == "metrics" else "value"
+        first, second = ("runs r", f"{table} s") if is_narrow else (f"{table} s", "runs r")
+        source = f"{first} CROSS JOIN {second} ON r.run_id = s.run_id"
+        ranked = f"s.{key} = :sort_name AND {value} {has}"
+        has_it = f"{_LEAF}{table} s WHERE {ranked})"
+        lacks = f"NOT {row_by_row(has_it) if is_narrow else has_it}"
+        order = f"{value} {way}, s.run_id {way}"
     else:
         column = {"timestamp": "timestamp", "duration": "duration_s"}[kind]
         source, ranked, lacks = "runs r", f"r.{column} IS NOT NULL", f"r.{column} IS NULL"
         order = f"r.{column} {way}, r.run_id {way}"
-    ranks = f"FROM {source}\nWHERE {ranked}\n  AND {query.conditions(is_metric_joined=is_joined)}"
+    kept = query.conditions(is_metric_joined=query.is_joined)
+    ranks = f"FROM {source}\nWHERE {ranked}\n  AND {kept}"
     page = "LIMIT :limit OFFSET :offset"
     return (f"SELECT {columns}\n{ranks}\nORDER BY {order}\n{page}",
             f"SELECT {columns}\nFROM runs r\nWHERE {query.conditions()}\n  AND {lacks}\n"
@@ -693,6 +1114,11 @@ _INDEX_FINALS = _FORGET_FINALS.format("NEW") + f"""
         ON CONFLICT (run_id, metric_name) DO UPDATE SET value = excluded.value, is_returned = 1;"""
 _MARK = ("INSERT OR IGNORE INTO stale SELECT {0}.run_id, {0}.metric_name "
          "WHERE typeof({0}.run_id) = 'text' AND typeof({0}.metric_name) = 'text';")
+_DIRECTIONS = """
+CREATE TABLE IF NOT EXISTS metric_directions (   -- set by hand: no part of the index
+    metric_name TEXT PRIMARY KEY,
+    direction TEXT NOT NULL              -- maximize or minimize
+) WITHOUT ROWID"""
 _INDEX_SCHEMA = f"""
 CREATE TABLE metric_summary (        -- one row per run and metric
     run_id TEXT NOT NULL,
@@ -703,7 +1129,8 @@ CREATE TABLE metric_summary (        -- one row per run and metric
     {", ".join(f"{at} {'REAL' if at.endswith('value') else 'INTEGER'}" for at in _AT)},
     PRIMARY KEY (run_id, metric_name)  -- min and max are over finite values
 ) WITHOUT ROWID;;
-CREATE INDEX metric_summary_value ON metric_summary (metric_name, value, run_id);;
+{"".join(f"CREATE INDEX metric_summary_{name} ON metric_summary (metric_name, {sql}, run_id);;"
+         for name, sql in VALUES.items())}
 CREATE TABLE run_params (            -- one row per run and param, nested names joined by dots
     run_id TEXT NOT NULL,
     param_name TEXT NOT NULL,
@@ -752,8 +1179,9 @@ CREATE INDEX runs_command ON runs (command, timestamp);;
 CREATE INDEX runs_note ON runs (note, timestamp) WHERE note IS NOT NULL;;
 CREATE INDEX runs_deleted ON runs (deleted_at) WHERE deleted_at IS NOT NULL;;
 CREATE INDEX runs_parent ON runs (parent_run_id) WHERE parent_run_id IS NOT NULL;;
-""" + "".join(f"CREATE INDEX runs_{column} ON runs ({column}, timestamp);;" for column in (
-    "experiment_name", "model_name", "task_name", "dataset_id", "status")) + (
+""" + "".join(f"CREATE INDEX runs_{column} ON runs ({column}, timestamp, run_id);;" for column in (
+    "experiment_name", "model_name", "task_name", "dataset_id", "status", "hostname",
+    "git_hash")) + (
     "UPDATE runs SET params_json = params_json, final_metrics_json = final_metrics_json")
 
 
@@ -766,7 +1194,7 @@ def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Co
     conn.text_factory = lambda raw: raw.decode("utf-8", "replace")      # plain SQL wrote other text
     conn.create_function("folded_in", 2, deterministic=True,            # for more than ASCII
                          func=lambda part, text: part.casefold() in str(text).casefold())
-    wanted = "SELECT 1 FROM sqlite_master WHERE name = 'summarised'"     # its newest table
+    wanted = "SELECT 1 FROM sqlite_master WHERE name = 'runs_git_hash'"  # the newest of its parts
     if conn.execute(wanted).fetchone():
         return conn
     if mode == "ro":
@@ -777,7 +1205,7 @@ def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Co
             for kind, name in [("TRIGGER", "run_metrics_insert"), *re.findall(   # of older versions
                     r"CREATE (?:VIRTUAL )?(TABLE|TRIGGER|INDEX) (\w+)", _INDEX_SCHEMA)]:
                 conn.execute(f"DROP {kind} IF EXISTS {name}")
-            for statement in _INDEX_SCHEMA.split(";;"):
+            for statement in (_DIRECTIONS, *_INDEX_SCHEMA.split(";;")):
                 conn.execute(statement)
             refresh(conn)
     return conn
@@ -932,25 +1360,141 @@ def _no_run(conn: sqlite3.Connection, run_id: str, is_trash: bool) -> NotFound:
     return NotFound(f"there is no run {shown!r} in this lab: {hint}")
 
 
+def directions(conn: sqlite3.Connection) -> Callable[[str], str]:
+    """Give what tells a metric's direction: as it was set by hand in this lab, else by its name."""
+    told = dict(conn.execute("SELECT metric_name, direction FROM metric_directions"))
+    return lambda metric_name: told.get(metric_name) or direction(metric_name)
+
+
+def query_of(conn: sqlite3.Connection, given: dict[str, Any]) -> RunQuery:
+    """Make a RunQuery as run_query does, with the lab's directions, and check the names in `where`.
+
+    Raises: BadQuery.
+    """
+    query = run_query(given, directions(conn))
+    for kind, name, at in query.expression.names if query.expression else ():
+        if hint := _unknown(conn, kind, name):
+            raise BadQuery(hint, at)
+    return query
+
+
+def _unknown(conn: sqlite3.Connection, kind: str, name: str) -> str:
+    """Say that no run has a metric or param, and which are named alike; "" where one has it."""
+    table, key = NAMED[kind]
+    if conn.execute(f"SELECT 1 FROM {table} WHERE {key} = ? AND run_id IN (SELECT run_id FROM "
+                    f"runs) AND run_id NOT IN ({_IN_TRASH}) LIMIT 1", (name,)).fetchone():
+        return ""
+    import difflib
+    names = [row[0] for row in conn.execute(             # from name to name, not from run to run
+        f"WITH RECURSIVE names (name) AS (SELECT min({key}) FROM {table} UNION ALL SELECT "
+        f"(SELECT min({key}) FROM {table} WHERE {key} > name) FROM names WHERE name IS NOT NULL "
+        f"LIMIT {MAX_NAMES}) SELECT name FROM names WHERE name IS NOT NULL")]
+    near = difflib.get_close_matches(name[:80], names, 3, 0.5) or [
+        known for known in names if not known.startswith("system/")][:5]
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "none was logged yet"
+    return f"no run has a {kind[:-1]} {name[:80]!r}: {hint}"
+
+
+def _by_width(conn: sqlite3.Connection, query: RunQuery) -> tuple[list[str], list[str]]:
+    """Part a query's leaves: those that so many runs meet that a page is read sooner run by run."""
+    leaves = [query.metric_leaf()] * bool(query.metric and not query.is_joined)
+    leaves += query.expression.leaves if query.expression else []
+    parted: tuple[list[str], list[str]] = [], []
+    for leaf in leaves:
+        many = f"{leaf[leaf.index('(') + 1:-1]} LIMIT 1 OFFSET {WIDE}"
+        parted[conn.execute(many, query.bound).fetchone() is None].append(leaf)
+    return parted
+
+
+@contextlib.contextmanager
+def _bounded(conn: sqlite3.Connection, query: RunQuery) -> Iterator[None]:
+    """Give a statement with `where` up after WHERE_S, as a BadQuery: arithmetic has no index."""
+    if query.expression is None:
+        yield
+        return
+    until = time.thread_time() + WHERE_S     # of work: a cold disk is no fault of the expression
+    conn.set_progress_handler(lambda: time.thread_time() > until, 20_000)
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "interrupt" not in str(error):
+            raise
+        raise BadQuery(f"where takes longer than {WHERE_S:g} s in this lab: compare metrics and "
+                       "params with constants, and not with each other") from error
+    finally:
+        conn.set_progress_handler(None, 0)
+
+
 def list_runs(conn: sqlite3.Connection, query: RunQuery, *, limit: int, offset: int = 0,
               has_rest: bool = True) -> list[dict]:
     """List runs as RunSummary dicts in the query's order, those without what it sorts by last."""
-    ranked, rest, count = page_statements(query)
+    wide, narrow = _by_width(conn, query)
+    ranked, rest, count = page_statements(query, is_narrow=any(map(query.needs, narrow)))
     bound = {**query.bound, "limit": limit, "offset": offset}
-    rows = conn.execute(ranked, bound).fetchall()
-    if has_rest and len(rows) < limit:
-        n_ranked = offset + len(rows)
-        if offset and not rows:
-            n_ranked = conn.execute(count, bound).fetchone()[0]
-        bound.update(limit=limit - len(rows), offset=max(0, offset - n_ranked))
-        rows += conn.execute(rest, bound).fetchall()
-    return _summaries(conn, rows, bound)
+    for leaf in wide:
+        ranked, rest = (text.replace(leaf, row_by_row(leaf)) for text in (ranked, rest))
+    with _bounded(conn, query):
+        rows = conn.execute(ranked, bound).fetchall()
+        if has_rest and len(rows) < limit:
+            n_ranked = offset + len(rows)
+            if offset and not rows:
+                n_ranked = conn.execute(count, bound).fetchone()[0]
+            bound.update(limit=limit - len(rows), offset=max(0, offset - n_ranked))
+            rows += conn.execute(rest, bound).fetchall()
+    runs = _summaries(conn, rows, bound)
+    if query.by != "final" and query.sort.startswith("metrics."):
+        found = _ranked(conn, [run["run_id"] for run in runs], query)
+        runs = [{**run, "ranked": found.get(run["run_id"])} for run in runs]
+    return runs
 
 
 def count_runs(conn: sqlite3.Connection, query: RunQuery) -> int:
     """Count the runs that a query keeps."""
-    return conn.execute(f"SELECT count(*) FROM runs r WHERE {query.conditions()}",
-                        query.bound).fetchone()[0]
+    with _bounded(conn, query):
+        return conn.execute(f"SELECT count(*) FROM runs r WHERE {query.conditions()}",
+                            query.bound).fetchone()[0]
+
+
+# The last point of each of a run's metrics at the epoch (or step) of the best: found by halving,
+# since points are logged in the order of their epochs, and a run may have a million of them.
+_AT_EPOCH = """
+WITH RECURSIVE look (run_id, metric_name, epoch, step, low, high, level) AS (
+    SELECT w.run_id, s.metric_name, w.{end}_epoch, w.{end}_step,
+        (SELECT min(id) FROM run_metrics WHERE run_id = w.run_id AND metric_name = s.metric_name),
+        (SELECT max(id) FROM run_metrics WHERE run_id = w.run_id AND metric_name = s.metric_name),
+        0
+    FROM metric_summary w JOIN metric_summary s ON s.run_id = w.run_id
+    WHERE w.metric_name = ? AND w.run_id IN ({marks}) AND s.metric_name <> w.metric_name
+        AND s.n_points > 0 AND NOT (s.metric_name >= 'system/' AND s.metric_name < 'system0')
+    UNION ALL
+    SELECT l.run_id, l.metric_name, l.epoch, l.step,
+        iif(p.id <= high AND {is_before}, p.id, low),
+        iif(p.id <= high AND {is_before}, high, low + (high - low + 1) / 2 - 1), level + 1
+    FROM look l JOIN run_metrics p ON p.id = (
+        SELECT id FROM run_metrics WHERE run_id = l.run_id AND metric_name = l.metric_name
+            AND id >= low + (high - low + 1) / 2 ORDER BY id LIMIT 1)
+    WHERE low < high AND level < 70)
+SELECT l.run_id, l.metric_name, p.metric_value FROM look l JOIN run_metrics p ON p.id = low
+WHERE low >= high AND iif(l.epoch IS NULL, p.step = l.step, p.epoch = l.epoch)"""
+
+
+def _ranked(conn: sqlite3.Connection, run_ids: list[str], query: RunQuery) -> dict[str, dict]:
+    """Say what runs are ranked by, by run id: Ranked dicts. Two statements."""
+    name, by = query.sort.partition(".")[2], query.by
+    way, marks = query.way(name), ", ".join("?" * len(run_ids))
+    end = {"best": _END[way], "final": "last"}.get(by, by)
+    found: dict[str, dict] = {row[0]: {
+        "metric_name": name, "by": by, "metric_value": number(row[1]), "direction": way,
+        **{key: at if by != "final" and isinstance(at, (int, float)) else None
+           for key, at in zip(("metric_epoch", "metric_step"), row[2:], strict=True)},
+        "at_epoch": {}} for row in conn.execute(
+            f"SELECT run_id, {value_of(by, name, query.way)}, {end}_epoch, {end}_step FROM "
+            f"metric_summary WHERE metric_name = ? AND run_id IN ({marks})", [name, *run_ids])}
+    for run_id, other, value in conn.execute(_AT_EPOCH.format(
+            end=end, marks=marks, is_before="iif(l.epoch IS NULL, p.step <= l.step, "
+            "p.epoch <= l.epoch)"), [name, *run_ids]) if by != "final" else ():
+        found[run_id]["at_epoch"][other] = number(value)
+    return found
 
 
 def _summaries(conn: sqlite3.Connection, rows: list[tuple],
@@ -1021,7 +1565,7 @@ _TOLD = {"at": str, "hostname": str, "pid": int, "command": str, "git_hash": str
 
 def _details(conn: sqlite3.Connection, run_ids: list[str]) -> dict[str, dict]:
     """Give runs by id, RunSummary with the detail columns, artifacts and metrics beside it."""
-    marks = ", ".join("?" * len(run_ids))
+    marks, way = ", ".join("?" * len(run_ids)), directions(conn)
     columns = (*SUMMARY_COLUMNS, *_DETAIL_COLUMNS, "params_json")
     rows = conn.execute(f"SELECT {', '.join(columns)} FROM runs WHERE run_id IN ({marks})",
                         run_ids).fetchall()
@@ -1039,15 +1583,15 @@ def _details(conn: sqlite3.Connection, run_ids: list[str]) -> dict[str, dict]:
     for row in conn.execute(f"SELECT run_id, {', '.join(_METRIC_FIELDS)} FROM metric_summary "
                             f"WHERE run_id IN ({marks}) ORDER BY run_id, metric_name", run_ids):
         metric = dict(zip(_METRIC_FIELDS, row[1:], strict=True))
-        runs[row[0]]["metrics"].append(_metric_summary(metric))
+        runs[row[0]]["metrics"].append(_metric_summary(metric, way(metric["metric_name"])))
     return runs
 
 
 _METRIC_FIELDS = [name for name in MetricSummary.model_fields if name != "direction"]
 
 
-def _metric_summary(metric: dict) -> dict:
-    metric.update(direction=direction(metric["metric_name"]), value=number(metric["value"]),
+def _metric_summary(metric: dict, way: str) -> dict:
+    metric.update(direction=way, value=number(metric["value"]),
                   is_returned=bool(metric["is_returned"]))
     for name in ("first_value", "last_value"):
         metric[name] = number(metric[name]) if metric["n_points"] else None
@@ -1183,8 +1727,11 @@ def unix(timestamp: str | None) -> float | None:
         return None
 
 
-def compare_runs(conn: sqlite3.Connection, run_ids: list[str]) -> dict:
-    """Put runs side by side as a RunComparison dict. Raises BadQuery, NotFound, Ambiguous."""
+def compare_runs(conn: sqlite3.Connection, run_ids: list[str], by: str = "final") -> dict:
+    """Put runs side by side as a RunComparison dict, the best of them `by` that value.
+
+    Raises: BadQuery, NotFound, Ambiguous.
+    """
     ids = list(dict.fromkeys(resolve(conn, run_id) for run_id in run_ids))
     if not 2 <= len(ids) <= MAX_COMPARED:
         raise BadQuery(f"{len(ids)} different runs are given: give 2 to {MAX_COMPARED} to compare")
@@ -1195,10 +1742,11 @@ def compare_runs(conn: sqlite3.Connection, run_ids: list[str]) -> dict:
                 for run in runs]
     metric_keys = sorted({name for run in runs for name in run["final_metrics"]})
     param_keys = sorted({name for flat in params for name in flat})
-    best = {name: _best(name, runs) for name in metric_keys}
+    best = {name: _best(name, runs, by) for name in metric_keys}
     return {
         "run_ids": ids, "metric_keys": metric_keys, "param_keys": param_keys,
-        "runs": [{name: run[name] for name in ComparedRun.model_fields} for run in runs],
+        "runs": [{name: run[name] for name in ComparedRun.model_fields if name in run}
+                 for run in runs],
         "differing_params": [name for name in param_keys
                              if len({_typed(flat, name) for flat in params}) > 1],
         "best": {name: found for name, found in best.items() if found},
@@ -1216,40 +1764,54 @@ def _typed(flat: dict[str, Any], name: str) -> tuple:
     return type(value).__name__, json.dumps(value, sort_keys=True, default=str)
 
 
-def _best(metric_name: str, runs: list[dict]) -> dict | None:
-    values = {run["run_id"]: float(run["final_metrics"].get(metric_name, "nan")) for run in runs}
-    finite = [value for value in values.values() if math.isfinite(value)]
+def _best(metric_name: str, runs: list[dict], by: str) -> dict | None:
+    metrics = {run["run_id"]: metric for run in runs for metric in run["metrics"]
+               if metric["metric_name"] == metric_name}
+    way = next(iter(metrics.values()))["direction"]
+    end = {"best": _END[way]}.get(by, by)
+    values = {run_id: metric["value" if by == "final" or not metric["n_points"] else f"{end}_value"]
+              for run_id, metric in metrics.items()}
+    finite = {run_id: float(value) for run_id, value in values.items()
+              if value is not None and math.isfinite(float(value))}
     if not finite:
         return None
-    way = direction(metric_name)
-    best = min(finite) if way == "minimize" else max(finite)
-    return {"direction": way, "value": best,
-            "run_ids": [run_id for run_id, value in values.items() if value == best]}
+    best = min(finite.values()) if way == "minimize" else max(finite.values())
+    held = [run_id for run_id, value in finite.items() if value == best]
+    return {"direction": way, "value": best, "run_ids": held, **{
+        f"{field}s": {run_id: metrics[run_id].get(f"{end}_{field}") for run_id in held}
+        for field in ("epoch", "step")}}
 
 
 def leaderboard(conn: sqlite3.Connection, given: dict[str, Any]) -> list[dict]:
-    """Rank runs by a metric's final value as LeaderboardRow dicts; `given`: the BOARD parameters.
+    """Rank runs by a metric as LeaderboardRow dicts; `given` has the values of BOARD.
 
-    Raises: NotFound, naming close names, for a metric that no run has.
+    Raises: NotFound, naming close names, for a metric that no run has; BadQuery.
     """
-    name, way = given["metric_name"], direction(given["metric_name"])
+    name, way = given["metric_name"], directions(conn)(given["metric_name"])
     is_ascending = given["order"] == "asc" or (given["order"] == "best" and way == "minimize")
-    query = run_query({**given, "sort": f"metrics.{name}",
-                       "order": "asc" if is_ascending else "desc"})
+    query = query_of(conn, {**given, "sort": f"metrics.{name}",
+                            "order": "asc" if is_ascending else "desc"})
     runs = list_runs(conn, query, limit=given["top_k"], has_rest=False)
-    if not runs:
-        _check_metric(conn, name)
-    return [{**run, "rank": rank, "metric_name": name, "metric_value": run["final_metrics"][name],
-             "direction": way} for rank, run in enumerate(runs, 1)]
+    if not runs and (hint := _unknown(conn, "metrics", name)):
+        raise NotFound(hint)
+    if query.by == "final":
+        found = _ranked(conn, [run["run_id"] for run in runs], query)
+    return [{**run, "rank": rank, **(run.pop("ranked", None) or found[run["run_id"]])}
+            for rank, run in enumerate(runs, 1)]
 
 
-def _check_metric(conn: sqlite3.Connection, metric_name: str) -> None:
-    names = [metric["metric_name"] for metric in list_metrics(conn, "true")]
-    if metric_name not in names:
-        import difflib
-        near = difflib.get_close_matches(metric_name, names, 3, 0.5) or names[:5]
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "none was logged yet"
-        raise NotFound(f"no run has a metric {metric_name[:80]!r}: {hint}")
+def set_direction(conn: sqlite3.Connection, metric_name: str, way: str | None) -> dict:
+    """Set which way a metric is better, or None for what its name says; gives its MetricInfo dict.
+
+    Raises: NotFound, naming close names.
+    """
+    with lab_logger.transaction(conn):
+        if hint := _unknown(conn, "metrics", metric_name):
+            raise NotFound(hint)
+        conn.execute("DELETE FROM metric_directions WHERE metric_name = ?", (metric_name,))
+        if way is not None:
+            conn.execute("INSERT INTO metric_directions VALUES (?, ?)", (metric_name, way))
+    return list_metrics(conn, "metric_name = ?", metric_name)[0]
 
 
 def set_note(conn: sqlite3.Connection, run_id: str, note: str | None) -> dict:
@@ -1288,13 +1850,15 @@ def list_experiments(conn: sqlite3.Connection) -> list[dict]:
 _IN_TRASH = "SELECT run_id FROM runs WHERE deleted_at IS NOT NULL"
 
 
-def list_metrics(conn: sqlite3.Connection, which: str = f"NOT {_SYSTEM}") -> list[dict]:
+def list_metrics(conn: sqlite3.Connection, which: str = f"NOT {_SYSTEM}",
+                 *bound: str) -> list[dict]:
     """List metrics as MetricInfo dicts, most runs first."""
-    return [{"metric_name": name, "n_runs": n_runs, "direction": direction(name)}
+    way = directions(conn)
+    return [{"metric_name": name, "n_runs": n_runs, "direction": way(name)}
             for name, n_runs in conn.execute(
                 "SELECT metric_name, count(*) FROM metric_summary WHERE run_id IN "
                 f"(SELECT run_id FROM runs) AND run_id NOT IN ({_IN_TRASH}) AND {which} "
-                "GROUP BY metric_name ORDER BY 2 DESC, 1")]
+                "GROUP BY metric_name ORDER BY 2 DESC, 1", bound)]
 
 
 def lab_overview(conn: sqlite3.Connection) -> dict:
@@ -1507,7 +2071,8 @@ def overview(request: Request) -> dict:
 
 def page_of_runs(request: Request) -> Reply:
     """List runs, with their number and the neighbouring pages in the headers."""
-    query, at, limit = run_query(request.given), request.given["offset"], request.given["limit"]
+    given = request.given
+    query, at, limit = query_of(request.conn, given), given["offset"], given["limit"]
     runs = list_runs(request.conn, query, limit=limit, offset=at)
     total = count_runs(request.conn, query)
     links = [("first", 0), *([("prev", max(0, at - limit))] if at else []),
@@ -1583,7 +2148,7 @@ ROUTES = (
     Route("GET", "/runs/leaderboard", "Rank runs by a metric",
           lambda r: leaderboard(r.conn, r.given), list[LeaderboardRow], BOARD),
     Route("GET", "/runs/compare", "Put 2 to 20 runs side by side",
-          lambda r: compare_runs(r.conn, r.given["ids"]), RunComparison, COMPARED),
+          lambda r: compare_runs(r.conn, r.given["ids"], r.given["by"]), RunComparison, COMPARED),
     Route("GET", "/runs/{run_id}", "One run, whole",
           lambda r: get_run(r.conn, r.given["run_id"]), RunDetail, is_cached=False),
     Route("DELETE", "/runs/{run_id}", "Move a run to the trash",
@@ -1600,6 +2165,9 @@ ROUTES = (
     Route("GET", "/experiments", "List experiments", lambda r: list_experiments(r.conn),
           list[ExperimentSummary]),
     Route("GET", "/metrics", "List metrics", lambda r: list_metrics(r.conn), list[MetricInfo]),
+    Route("PATCH", "/metrics", "Set which way a metric is better",
+          lambda r: set_direction(r.conn, r.body.metric_name, r.body.direction), MetricInfo, (),
+          DirectionUpdate, needs="write"),
     Route("POST", "/ingest", "Take in journal lines from another machine", ingest, Held, INGESTED,
           bytes, needs="write"),
     Route("POST", "/agent/query", "Ask the assistant",
@@ -1697,7 +2265,7 @@ def _parameter(param: Param) -> dict:
         schema.update(minimum=param.least, maximum=param.most)
     if param.kind == "choice":
         schema["enum"] = list(param.choices)
-    if param.kind == "text":
+    if param.kind in ("text", "where"):
         schema["minLength"] = 1
     if param.kind in ("sort", "journal"):
         schema["pattern"] = f"^({(_SORT if param.kind == 'sort' else _JOURNAL).pattern})$"
@@ -1934,8 +2502,8 @@ class Handler(BaseHTTPRequestHandler):
     def refuse(self, error: LabError) -> None:
         if not self.is_body_read:
             self.close_connection = True
-        self.reply(Reply(encode({"detail": error.detail}), error.status,
-                         headers=tuple(error.headers.items())))
+        problem = {"detail": error.detail, **({"column": error.column} if error.column else {})}
+        self.reply(Reply(encode(problem), error.status, headers=tuple(error.headers.items())))
         if not self.is_body_read:
             self.linger()
 
@@ -2248,7 +2816,7 @@ def print_runs(runs: list[dict], lead: tuple[str, ...] = ()) -> None:
 def cmd_runs(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any]:
     """List runs, newest first; the filters are the API's."""
     given = parse_params(RUN_FILTERS + PAGE, pairs_of(args, RUN_FILTERS + PAGE))
-    query = run_query(given)
+    query = query_of(conn, given)
     yield (runs := list_runs(conn, query, limit=given["limit"], offset=given["offset"]))
     if runs:
         print_runs(runs)
@@ -2304,8 +2872,9 @@ def best_point(metric: dict) -> tuple[Any, Any]:
 @read_verb
 def cmd_compare(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any]:
     """Compare runs: params that differ, metrics, the best marked by *."""
-    ids = parse_params(COMPARED, [("ids", run_id) for run_id in args.runs])["ids"]
-    yield (found := compare_runs(conn, ids))
+    pairs = [("ids", run_id) for run_id in args.runs] + pairs_of(args, COMPARED[1:])
+    given = parse_params(COMPARED, pairs)
+    yield (found := compare_runs(conn, given["ids"], given["by"]))
     runs = found["runs"]
     rows: list[list[Any]] = [["ended", *(run["end_reason"] or run["status"] for run in runs)]]
     for name in found["metric_keys"]:
@@ -2675,7 +3244,7 @@ VERBS: tuple[tuple[Callable, str, tuple, tuple[Param, ...]], ...] = (   # with e
     (cmd_demo, "demo", _SERVER_FLAGS, ()),
     (cmd_runs, "runs --status finished --sort metrics.accuracy", (), RUN_FILTERS + PAGE),
     (cmd_show, "show 54e5f6a7", (("run", _RUN),), ()),
-    (cmd_compare, "compare 54e5f6 32c3d4", (("runs", {"nargs": "+", **_RUN}),), ()),
+    (cmd_compare, "compare 54e5f6 32c3d4", (("runs", {"nargs": "+", **_RUN}),), COMPARED[1:]),
     (cmd_leaderboard, "leaderboard accuracy --top-k 3",
      (("metric_name", {"help": "the metric to rank by"}),), BOARD[1:]),
     (cmd_metrics, "metrics 54e5f6a7 --names val_loss", (("run", _RUN),), WINDOW),

@@ -920,8 +920,9 @@ def test_compare_names_every_run_of_a_tie_as_best(lab, answer):
     assert got["best"]["accuracy"]["direction"] == "maximize"
     assert got["best"]["accuracy"]["value"] == 0.95
     assert sorted(got["best"]["accuracy"]["run_ids"]) == sorted(ids(lab, "svm_01", "lr_01"))
-    assert got["best"]["val_loss"] == {"direction": "minimize", "value": 0.2,
-                                       "run_ids": ids(lab, "lr_01")}
+    best, = ids(lab, "lr_01")
+    assert got["best"]["val_loss"] == {"direction": "minimize", "value": 0.2, "run_ids": [best],
+                                       "epochs": {best: None}, "steps": {best: None}}
 
 
 def test_compare_never_takes_nan_for_the_best(lab, answer):
