@@ -912,7 +912,7 @@ class Where:
                 return Term(kind, column, at, None, text, _THROUGH_INDEX)
             return Term(kind, column, at, None, column)
         if text not in NAMED:
-            raise _no_field(text, at)
+            raise _no_field(text, at, self.tokens[max(0, self.place - 2)].text)
         parts: list[Token] = []
         while self.take("."):
             if self.token.kind not in ("word", "text"):
@@ -958,14 +958,16 @@ def _where_tokens(text: str) -> Iterator[Token]:
         place = found.end()
 
 
-def _no_field(text: str, at: int) -> BadQuery:
+def _no_field(text: str, at: int, before: str) -> BadQuery:
     if text.lower() == "null":
         return BadQuery("null is not compared: write is null, or is not null", at)
     import difflib
     near = difflib.get_close_matches(text.lower(), [*_WHERE_FIELDS, *NAMED], 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"is it metrics.{text} or params.{text}?"
-    return BadQuery(f"there is no field {text[:80]!r}: {hint[:200]} Fields are "
-                    + ", ".join(_WHERE_FIELDS), at)
+    hint = (f"did you mean {near[0]!r}?" if near else
+            'a name with / or - in it goes in quotes, as in metrics."val/acc"'
+            if before in ("/", "-") else f"is it metrics.{text[:40]} or params.{text[:40]}? The fields are "
+            + ", ".join(_WHERE_FIELDS))
+    return BadQuery(f"there is no field {text[:80]!r}: {hint}", at)
 
 
 def _add_metric(query: RunQuery, given: dict[str, Any]) -> None:
@@ -2819,7 +2821,9 @@ def cmd_runs(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any
     query = query_of(conn, given)
     yield (runs := list_runs(conn, query, limit=given["limit"], offset=given["offset"]))
     if runs:
-        print_runs(runs)
+        lead = ("metric_value", "metric_epoch") if "ranked" in runs[0] else ()
+        print_runs([{**run, **dict.fromkeys(lead), **(run.get("ranked") or {})} for run in runs],
+                   lead)
         print(f"{len(runs)} of {count_runs(conn, query)} runs")
     elif n_runs := count_runs(conn, RunQuery()):
         print(f"no run matches; the lab has {n_runs}")
@@ -2891,12 +2895,12 @@ def cmd_compare(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[
 
 @read_verb
 def cmd_leaderboard(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any]:
-    """Rank runs by the final value of a metric."""
+    """Rank runs by a metric."""
     given = parse_params(BOARD, pairs_of(args, BOARD))
     yield (runs := leaderboard(conn, given))
     if runs:
         print(f"{clean(given['metric_name'])} (better: {runs[0]['direction']})")
-        print_runs(runs, ("rank", "metric_value"))
+        print_runs(runs, ("rank", "metric_value", *["metric_epoch"] * (given["by"] != "final")))
     else:
         print("no run matches")
 
@@ -2935,6 +2939,17 @@ def cmd_note(args: argparse.Namespace) -> int:
         print_json(run)
     else:
         print(f"{clean(run['run_id'])}: " + ("note taken away" if text is None else clean(text)))
+    return 0
+
+
+def cmd_direction(args: argparse.Namespace) -> int:
+    """Set which way a metric is better."""
+    with contextlib.closing(open_store(args.db, "rw")) as conn:
+        told = set_direction(conn, args.metric_name, None if args.way == "auto" else args.way)
+    if args.json:
+        print_json(told)
+    else:
+        print(f"{clean(told['metric_name'])}: {told['direction']}")
     return 0
 
 
@@ -3251,6 +3266,10 @@ VERBS: tuple[tuple[Callable, str, tuple, tuple[Param, ...]], ...] = (   # with e
     (cmd_note, "note 54e5f6a7 'PUBLISH: best of iris'",
      (("run", _RUN), ("text", {"nargs": "?", "help": "the note"}),
       ("--clear", {"action": "store_true", "help": "take the note away"})), ()),
+    (cmd_direction, "direction val_score minimize",
+     (("metric_name", {"help": "a metric of the lab"}),
+      ("way", {"choices": ("maximize", "minimize", "auto"), "help": "auto: what its name says"})),
+     ()),
     (cmd_delete, "delete 54e5f6a7", (("runs", {"nargs": "+", **_RUN}),), ()),
     (cmd_restore, "restore 54e5f6a7", (("runs", {"nargs": "+", **_RUN}),), ()),
     (cmd_ask, "ask 'Which run has the highest accuracy?'",
