@@ -64,7 +64,7 @@ MAX_NOTE = 10_000                        # characters
 MAX_QUERY = 4_000                        # characters of a question
 MIN_PREFIX = 6                           # characters of a run id that may stand for it
 MAX_WHERE, MAX_TERMS, MAX_DEPTH = 4_000, 200, 20  # characters, operands, brackets in brackets
-WHERE_S = 1.0                            # a statement with `where` is given up after this
+WHERE_S = 0.8                            # a statement with `where` is given up after this
 WIDE = 1_000                             # runs that make a set too large to be made for a page
 MAX_NAMES = 1_000                        # of the lab looked through for one like a mistyped name
 
@@ -771,15 +771,9 @@ class Where:
         """Write one comparison: (frame, what goes into it)."""
         if left.constant is not None and right.constant is None:
             left, right, sign = right, left, _MIRRORED[sign]
-        kinds = {left.kind, right.kind}
         if left.kind == "time" and right.kind == "text" and right.constant is not None:
             return self.time_test(left, sign, right)
-        if "condition" in kinds or len(kinds - {"param"}) > 1 or kinds == {"param", "time"}:
-            raise BadQuery(f"{_A_KIND[left.kind]} is compared with {_A_KIND[right.kind]}: "
-                           "compare numbers with numbers, and text with text in quotes", right.at)
-        if left.inner == "r.status" and right.constant not in (None, *STATUSES) and sign in "!=":
-            raise BadQuery(f"there is no status {right.constant!r}: give one of "
-                           + ", ".join(STATUSES), right.at)
+        kinds = _checked_kinds(left, right)
         if right.constant is None:       # a plus sign: no column's type turns text into numbers
             alike = (f"(typeof({left.sql}) = 'text') = (typeof({right.sql}) = 'text') AND "
                      if "param" in kinds and sign not in "!=" else "")
@@ -877,63 +871,85 @@ class Where:
                     "" if is_constant else None)
 
     def operand(self, is_not: bool) -> Term:
-        kind, text, at = self.token
+        token = self.token
         self.n_terms += 1
         if self.n_terms > MAX_TERMS:
-            raise BadQuery(f"there are more than {MAX_TERMS} names and values: give fewer", at)
+            raise BadQuery(f"there are more than {MAX_TERMS} names and values: give fewer",
+                           token.at)
         if self.take("("):
-            self.depth += 1
-            if self.depth > MAX_DEPTH:
-                raise BadQuery(f"brackets are nested more than {MAX_DEPTH} deep: nest fewer", at)
-            inside = self.either(is_not)
-            if not self.take(")"):
-                raise self.expected("an operator or )")
-            self.depth -= 1
-            return inside
-        if kind not in ("number", "text", "word"):
+            return self.bracket(is_not, token.at)
+        if token.kind not in ("number", "text", "word"):
             raise self.expected("metrics.NAME, params.NAME, a field, a number or a quoted text")
         self.place += 1
-        if kind == "number":
-            whole = text.isdigit() and len(text) < 19
-            if not math.isfinite(float(text)):
-                raise BadQuery(f"{text[:40]!r} is no finite number", at)
-            return Term("number", self.bind(int(text) if whole else float(text)), at, text)
-        if kind == "text":
-            return Term("text", self.bind(text), at, text)
-        if text.lower() in ("true", "false"):            # as SQLite stores them
-            return Term("number", self.bind(int(text.lower() == "true")), at, text)
-        return self.named(text, at)
+        if token.kind == "word" and token.text.lower() not in ("true", "false"):
+            return self.named(token.text, token.at)
+        return self.constant(token)
+
+    def bracket(self, is_not: bool, at: int) -> Term:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise BadQuery(f"brackets are nested more than {MAX_DEPTH} deep: nest fewer", at)
+        inside = self.either(is_not)
+        if not self.take(")"):
+            raise self.expected("an operator or )")
+        self.depth -= 1
+        return inside
+
+    def constant(self, token: Token) -> Term:
+        value: Any = token.text
+        if token.kind == "word":
+            value = int(value.lower() == "true")         # as SQLite stores it
+        elif token.kind == "number":
+            value = int(value) if value.isdigit() and len(value) < 19 else float(value)
+            if not math.isfinite(value):
+                raise BadQuery(f"{token.text[:40]!r} is no finite number", token.at)
+        kind = "text" if token.kind == "text" else "number"
+        return Term(kind, self.bind(value), token.at, token.text)
 
     def named(self, text: str, at: int) -> Term:
         """Give what a name stands for: metrics.NAME, metrics.NAME.best, params.NAME or a field."""
-        if kind := _WHERE_FIELDS.get(text):
-            column = "r.duration_s" if text == "duration" else f"r.{text}"
-            if text == "note":           # its index has the runs that have one
-                return Term(kind, column, at, None, text, _THROUGH_INDEX)
-            return Term(kind, column, at, None, column)
-        if text not in NAMED:
+        if text in NAMED:
+            return self.logged(text, at)
+        if text not in _WHERE_FIELDS:
             raise _no_field(text, at, self.tokens[max(0, self.place - 2)].text)
-        parts: list[Token] = []
-        while self.take("."):
-            if self.token.kind not in ("word", "text"):
-                break
-            parts.append(self.token)
-            self.place += 1
-        if not parts or self.tokens[self.place - 1].text == ".":
-            raise self.expected(f'a name, in quotes where it is no plain word: {text}."val/acc",')
-        by = "final"
-        if text == "metrics" and len(parts) > 1 and parts[-1][:2] in _BY_WORDS:
+        column = "r.duration_s" if text == "duration" else f"r.{text}"
+        if text == "note":               # its index has the runs that have one
+            return Term("text", column, at, None, text, _THROUGH_INDEX)
+        return Term(_WHERE_FIELDS[text], column, at, None, column)
+
+    def logged(self, kind: str, at: int) -> Term:
+        parts, by = self.parts(kind), "final"
+        if kind == "metrics" and len(parts) > 1 and parts[-1][:2] in _BY_WORDS:
             by = parts.pop().text
         name = ".".join(part.text for part in parts)
-        self.names.append((text, name, at))
-        table, key = NAMED[text]
-        value = value_of(by, name, self.way)
-        mark = self.bind(name)
-        is_number = f" AND {value} < ''" * (text == "metrics")   # plain SQL may put text there
-        return Term("number" if text == "metrics" else "param",
+        self.names.append((kind, name, at))
+        table, key = NAMED[kind]
+        value, mark = value_of(by, name, self.way), self.bind(name)
+        is_number = f" AND {value} < ''" * (kind == "metrics")   # plain SQL may put text there
+        return Term("number" if kind == "metrics" else "param",
                     f"(SELECT {value} FROM {table} WHERE run_id = r.run_id AND {key} = {mark}"
                     f"{is_number})", at, inner=value,
                     frame=f"{_LEAF}{table} WHERE {key} = {mark} AND {{}})")
+
+    def parts(self, kind: str) -> list[Token]:
+        found: list[Token] = []
+        while self.take(".") or not found:
+            if self.token.kind not in ("word", "text") or self.tokens[self.place - 1].text != ".":
+                raise self.expected(f'a name as in {kind}.NAME or {kind}."any name"')
+            found.append(self.token)
+            self.place += 1
+        return found
+
+
+def _checked_kinds(left: Term, right: Term) -> set[str]:
+    kinds = {left.kind, right.kind}
+    if "condition" in kinds or len(kinds - {"param"}) > 1 or kinds == {"param", "time"}:
+        raise BadQuery(f"{_A_KIND[left.kind]} is compared with {_A_KIND[right.kind]}: "
+                       "compare numbers with numbers, and text with text in quotes", right.at)
+    if left.inner == "r.status" and right.constant not in (None, *STATUSES):
+        raise BadQuery(f"there is no status {right.constant[:40]!r}: give one of "
+                       + ", ".join(STATUSES), right.at)
+    return kinds
 
 
 _BY_WORDS = [("word", by) for by in ("final", "last", "best", "min", "max")]
@@ -961,13 +977,18 @@ def _where_tokens(text: str) -> Iterator[Token]:
 def _no_field(text: str, at: int, before: str) -> BadQuery:
     if text.lower() == "null":
         return BadQuery("null is not compared: write is null, or is not null", at)
-    import difflib
-    near = difflib.get_close_matches(text.lower(), [*_WHERE_FIELDS, *NAMED], 1)
-    hint = (f"did you mean {near[0]!r}?" if near else
-            'a name with / or - in it goes in quotes, as in metrics."val/acc"'
-            if before in ("/", "-") else f"is it metrics.{text[:40]} or params.{text[:40]}? The fields are "
-            + ", ".join(_WHERE_FIELDS))
+    hint = f"is it metrics.{text[:40]} or params.{text[:40]}? Fields are {', '.join(_WHERE_FIELDS)}"
+    if near := nearest(text.lower(), [*_WHERE_FIELDS, *NAMED]):
+        hint = f"did you mean {near[0]!r}?"
+    elif before in ("/", "-"):
+        hint = 'a name with / or - in it goes in quotes, as in metrics."val/acc"'
     return BadQuery(f"there is no field {text[:80]!r}: {hint}", at)
+
+
+def nearest(name: str, names: list[str]) -> list[str]:
+    """Give up to three names that are alike, the likest first."""
+    import difflib
+    return difflib.get_close_matches(name[:80], names, 3, 0.5)
 
 
 def _add_metric(query: RunQuery, given: dict[str, Any]) -> None:
@@ -1383,16 +1404,14 @@ def query_of(conn: sqlite3.Connection, given: dict[str, Any]) -> RunQuery:
 def _unknown(conn: sqlite3.Connection, kind: str, name: str) -> str:
     """Say that no run has a metric or param, and which are named alike; "" where one has it."""
     table, key = NAMED[kind]
-    if conn.execute(f"SELECT 1 FROM {table} WHERE {key} = ? AND run_id IN (SELECT run_id FROM "
-                    f"runs) AND run_id NOT IN ({_IN_TRASH}) LIMIT 1", (name,)).fetchone():
+    if conn.execute(f"SELECT 1 FROM {table} WHERE {key} = ? AND +run_id IN (SELECT run_id FROM "
+                    f"runs) AND +run_id NOT IN ({_IN_TRASH}) LIMIT 1", (name,)).fetchone():
         return ""
-    import difflib
     names = [row[0] for row in conn.execute(             # from name to name, not from run to run
         f"WITH RECURSIVE names (name) AS (SELECT min({key}) FROM {table} UNION ALL SELECT "
         f"(SELECT min({key}) FROM {table} WHERE {key} > name) FROM names WHERE name IS NOT NULL "
         f"LIMIT {MAX_NAMES}) SELECT name FROM names WHERE name IS NOT NULL")]
-    near = difflib.get_close_matches(name[:80], names, 3, 0.5) or [
-        known for known in names if not known.startswith("system/")][:5]
+    near = nearest(name, names) or [known for known in names if not known.startswith("system/")][:5]
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "none was logged yet"
     return f"no run has a {kind[:-1]} {name[:80]!r}: {hint}"
 
@@ -1469,15 +1488,15 @@ WITH RECURSIVE look (run_id, metric_name, epoch, step, low, high, level) AS (
     WHERE w.metric_name = ? AND w.run_id IN ({marks}) AND s.metric_name <> w.metric_name
         AND s.n_points > 0 AND NOT (s.metric_name >= 'system/' AND s.metric_name < 'system0')
     UNION ALL
-    SELECT l.run_id, l.metric_name, l.epoch, l.step,
+    SELECT look.run_id, look.metric_name, look.epoch, look.step,
         iif(p.id <= high AND {is_before}, p.id, low),
         iif(p.id <= high AND {is_before}, high, low + (high - low + 1) / 2 - 1), level + 1
-    FROM look l JOIN run_metrics p ON p.id = (
-        SELECT id FROM run_metrics WHERE run_id = l.run_id AND metric_name = l.metric_name
+    FROM look JOIN run_metrics p ON p.id = (
+        SELECT id FROM run_metrics WHERE run_id = look.run_id AND metric_name = look.metric_name
             AND id >= low + (high - low + 1) / 2 ORDER BY id LIMIT 1)
     WHERE low < high AND level < 70)
-SELECT l.run_id, l.metric_name, p.metric_value FROM look l JOIN run_metrics p ON p.id = low
-WHERE low >= high AND iif(l.epoch IS NULL, p.step = l.step, p.epoch = l.epoch)"""
+SELECT look.run_id, look.metric_name, p.metric_value FROM look JOIN run_metrics p ON p.id = low
+WHERE low >= high AND iif(look.epoch IS NULL, p.step = look.step, p.epoch = look.epoch)"""
 
 
 def _ranked(conn: sqlite3.Connection, run_ids: list[str], query: RunQuery) -> dict[str, dict]:
@@ -1493,8 +1512,8 @@ def _ranked(conn: sqlite3.Connection, run_ids: list[str], query: RunQuery) -> di
             f"SELECT run_id, {value_of(by, name, query.way)}, {end}_epoch, {end}_step FROM "
             f"metric_summary WHERE metric_name = ? AND run_id IN ({marks})", [name, *run_ids])}
     for run_id, other, value in conn.execute(_AT_EPOCH.format(
-            end=end, marks=marks, is_before="iif(l.epoch IS NULL, p.step <= l.step, "
-            "p.epoch <= l.epoch)"), [name, *run_ids]) if by != "final" else ():
+            end=end, marks=marks, is_before="iif(look.epoch IS NULL, p.step <= look.step, "
+            "p.epoch <= look.epoch)"), [name, *run_ids]) if by != "final" else ():
         found[run_id]["at_epoch"][other] = number(value)
     return found
 

@@ -485,10 +485,10 @@ HOSTILE = [
     "note = 'x' \x00",
     "note like '" + "%a" * 1_900 + "'", "note like '" + "_" * 3_000 + "'", "{0} = 1", "{} = {}",
     ":w0 = 1", "? = ?", "@a = 1", "metrics.accuracy = :w1", "r.note = 'x'", "rowid = 1",
-    "deleted_at = 1",
-    "pip_freeze like '%'",
-    "metrics.accuracy collate nocase = 1", "case when 1 then 1 end = 1",
-    "metrics.run_id = 1", "params.\"\" = 1", "metrics.\"%\" = 1", "1 = 1 limit 1", "1 = 1 order by 1"]
+    "deleted_at = 1", "pip_freeze like '%'", "metrics.accuracy collate nocase = 1",
+    "case when 1 then 1 end = 1",
+    "metrics.run_id = 1", "params.\"\" = 1", "metrics.\"%\" = 1", "1 = 1 limit 1",
+    "1 = 1 order by 1"]
 
 
 @pytest.mark.parametrize("where", HOSTILE)
