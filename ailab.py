@@ -570,7 +570,13 @@ class RunQuery:
 
     def needs(self, leaf: str) -> bool:
         """Tell whether a run has to meet this leaf: nothing else stands beside it in an `or`."""
-        return " OR " not in "".join(self.where).replace(leaf, "")
+        return leaf in self.where or " OR " not in "".join(self.where).replace(leaf, "")
+
+    def leaves(self) -> list[str]:
+        """List the conditions in it that an index answers."""
+        found = [self.metric_leaf()] * bool(self.metric and not self.is_joined)
+        found += [f"r.{name} = :{name}" for name in _EQUAL if name in self.bound]
+        return found + (self.expression.leaves if self.expression else [])
 
     def metric_leaf(self) -> str:
         """Give the condition that the metric makes; without limits, NaN counts too."""
@@ -592,6 +598,7 @@ def value_of(by: str, metric_name: str, way: Callable[[str], str]) -> str:
     return VALUES[_END[way(metric_name)] if by == "best" else by]
 
 
+_EQUAL = ("dataset_id", "experiment_name", "model_name", "task_name", "status")
 _SUBSTRING = "r.rowid IN (SELECT rowid FROM runs WHERE {0} IS NOT NULL AND {1})"
 _SEARCH = ("r.run_id IN (SELECT t.run_id FROM run_search JOIN run_text t "
            "ON t.key = run_search.rowid WHERE run_search MATCH :q)")
@@ -605,7 +612,7 @@ def run_query(given: dict[str, Any], way: Callable[[str], str] | None = None) ->
     way = way or direction
     query = RunQuery(sort=given.get("sort") or "timestamp", by=given.get("by") or "final", way=way,
                      is_ascending=given.get("order") == "asc")
-    for name in ("dataset_id", "experiment_name", "model_name", "task_name", "status"):
+    for name in _EQUAL:
         if given.get(name) is not None:
             query.where.append(f"r.{name} = :{name}")
             query.bound[name] = given[name]
@@ -709,7 +716,7 @@ class Where:
 
     def framed(self, frame: str, test: str) -> str:
         sql = frame.format(test)
-        if sql.startswith(_LEAF):
+        if sql.startswith((_LEAF, "(r.")) and "!=" not in sql:
             self.leaves.append(sql)
         return sql
 
@@ -1008,7 +1015,9 @@ def match_expression(text: str) -> str:
 
 
 def row_by_row(leaf: str) -> str:
-    """Write a condition on a metric or param anew, for one run and not for the set of all."""
+    """Write a leaf anew, so that it is asked of one run and makes no set of all that meet it."""
+    if not leaf.startswith(_LEAF):
+        return leaf.replace("r.", "+r.", 1)              # the plus sign keeps its index out
     return "EXISTS " + leaf.removeprefix("r.run_id IN ").replace(
         "WHERE", "WHERE run_id = r.run_id AND", 1)
 
@@ -1418,12 +1427,13 @@ def _unknown(conn: sqlite3.Connection, kind: str, name: str) -> str:
 
 def _by_width(conn: sqlite3.Connection, query: RunQuery) -> tuple[list[str], list[str]]:
     """Part a query's leaves: those that so many runs meet that a page is read sooner run by run."""
-    leaves = [query.metric_leaf()] * bool(query.metric and not query.is_joined)
-    leaves += query.expression.leaves if query.expression else []
     parted: tuple[list[str], list[str]] = [], []
-    for leaf in leaves:
-        many = f"{leaf[leaf.index('(') + 1:-1]} LIMIT 1 OFFSET {WIDE}"
-        parted[conn.execute(many, query.bound).fetchone() is None].append(leaf)
+    for leaf in query.leaves():
+        is_set = leaf.startswith(_LEAF)
+        met = leaf[leaf.index("(") + 1:-1] if is_set else f"SELECT 1 FROM runs r WHERE {leaf}"
+        is_few = not conn.execute(f"{met} LIMIT 1 OFFSET {WIDE}", query.bound).fetchone()
+        if is_set or is_few or not query.needs(leaf):    # else its index has the runs in order
+            parted[is_few].append(leaf)
     return parted
 
 
