@@ -65,7 +65,7 @@ MAX_QUERY = 4_000                        # characters of a question
 MAX_COUNTED_VALUES = 1_000               # different values of one param
 MIN_PREFIX = 6                           # characters of a run id that may stand for it
 MAX_WHERE, MAX_TERMS, MAX_DEPTH = 4_000, 200, 20  # characters, operands, brackets in brackets
-WHERE_S = 1.0                            # a statement with `where` is given up after this
+WHERE_S = 0.8                            # a statement with `where` is given up after this
 WIDE = 1_000                             # runs that make a set too large to be made for a page
 MAX_NAMES = 1_000                        # of the lab looked through for one like a mistyped name
 
@@ -585,7 +585,13 @@ class RunQuery:
 
     def needs(self, leaf: str) -> bool:
         """Tell whether a run has to meet this leaf: nothing else stands beside it in an `or`."""
-        return " OR " not in "".join(self.where).replace(leaf, "")
+        return leaf in self.where or " OR " not in "".join(self.where).replace(leaf, "")
+
+    def leaves(self) -> list[str]:
+        """List the conditions in it that an index answers."""
+        found = [self.metric_leaf()] * bool(self.metric and not self.is_joined)
+        found += [f"r.{name} = :{name}" for name in _EQUAL if name in self.bound]
+        return found + (self.expression.leaves if self.expression else [])
 
     def metric_leaf(self) -> str:
         """Give the condition that the metric makes; without limits, NaN counts too."""
@@ -607,6 +613,7 @@ def value_of(by: str, metric_name: str, way: Callable[[str], str]) -> str:
     return VALUES[_END[way(metric_name)] if by == "best" else by]
 
 
+_EQUAL = ("dataset_id", "experiment_name", "model_name", "task_name", "status")
 _SUBSTRING = "r.rowid IN (SELECT rowid FROM runs WHERE {0} IS NOT NULL AND {1})"
 _SEARCH = ("r.run_id IN (SELECT t.run_id FROM run_search JOIN run_text t "
            "ON t.key = run_search.rowid WHERE run_search MATCH :q)")
@@ -620,7 +627,7 @@ def run_query(given: dict[str, Any], way: Callable[[str], str] | None = None) ->
     way = way or direction
     query = RunQuery(sort=given.get("sort") or "timestamp", by=given.get("by") or "final", way=way,
                      is_ascending=given.get("order") == "asc")
-    for name in ("dataset_id", "experiment_name", "model_name", "task_name", "status"):
+    for name in _EQUAL:
         if given.get(name) is not None:
             query.where.append(f"r.{name} = :{name}")
             query.bound[name] = given[name]
@@ -724,7 +731,7 @@ class Where:
 
     def framed(self, frame: str, test: str) -> str:
         sql = frame.format(test)
-        if sql.startswith(_LEAF):
+        if sql.startswith((_LEAF, "(r.")) and "!=" not in sql:
             self.leaves.append(sql)
         return sql
 
@@ -786,15 +793,9 @@ class Where:
         """Write one comparison: (frame, what goes into it)."""
         if left.constant is not None and right.constant is None:
             left, right, sign = right, left, _MIRRORED[sign]
-        kinds = {left.kind, right.kind}
         if left.kind == "time" and right.kind == "text" and right.constant is not None:
             return self.time_test(left, sign, right)
-        if "condition" in kinds or len(kinds - {"param"}) > 1 or kinds == {"param", "time"}:
-            raise BadQuery(f"{_A_KIND[left.kind]} is compared with {_A_KIND[right.kind]}: "
-                           "compare numbers with numbers, and text with text in quotes", right.at)
-        if left.inner == "r.status" and right.constant not in (None, *STATUSES) and sign in "!=":
-            raise BadQuery(f"there is no status {right.constant!r}: give one of "
-                           + ", ".join(STATUSES), right.at)
+        kinds = _checked_kinds(left, right)
         if right.constant is None:       # a plus sign: no column's type turns text into numbers
             alike = (f"(typeof({left.sql}) = 'text') = (typeof({right.sql}) = 'text') AND "
                      if "param" in kinds and sign not in "!=" else "")
@@ -892,63 +893,85 @@ class Where:
                     "" if is_constant else None)
 
     def operand(self, is_not: bool) -> Term:
-        kind, text, at = self.token
+        token = self.token
         self.n_terms += 1
         if self.n_terms > MAX_TERMS:
-            raise BadQuery(f"there are more than {MAX_TERMS} names and values: give fewer", at)
+            raise BadQuery(f"there are more than {MAX_TERMS} names and values: give fewer",
+                           token.at)
         if self.take("("):
-            self.depth += 1
-            if self.depth > MAX_DEPTH:
-                raise BadQuery(f"brackets are nested more than {MAX_DEPTH} deep: nest fewer", at)
-            inside = self.either(is_not)
-            if not self.take(")"):
-                raise self.expected("an operator or )")
-            self.depth -= 1
-            return inside
-        if kind not in ("number", "text", "word"):
+            return self.bracket(is_not, token.at)
+        if token.kind not in ("number", "text", "word"):
             raise self.expected("metrics.NAME, params.NAME, a field, a number or a quoted text")
         self.place += 1
-        if kind == "number":
-            whole = text.isdigit() and len(text) < 19
-            if not math.isfinite(float(text)):
-                raise BadQuery(f"{text[:40]!r} is no finite number", at)
-            return Term("number", self.bind(int(text) if whole else float(text)), at, text)
-        if kind == "text":
-            return Term("text", self.bind(text), at, text)
-        if text.lower() in ("true", "false"):            # as SQLite stores them
-            return Term("number", self.bind(int(text.lower() == "true")), at, text)
-        return self.named(text, at)
+        if token.kind == "word" and token.text.lower() not in ("true", "false"):
+            return self.named(token.text, token.at)
+        return self.constant(token)
+
+    def bracket(self, is_not: bool, at: int) -> Term:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise BadQuery(f"brackets are nested more than {MAX_DEPTH} deep: nest fewer", at)
+        inside = self.either(is_not)
+        if not self.take(")"):
+            raise self.expected("an operator or )")
+        self.depth -= 1
+        return inside
+
+    def constant(self, token: Token) -> Term:
+        value: Any = token.text
+        if token.kind == "word":
+            value = int(value.lower() == "true")         # as SQLite stores it
+        elif token.kind == "number":
+            value = int(value) if value.isdigit() and len(value) < 19 else float(value)
+            if not math.isfinite(value):
+                raise BadQuery(f"{token.text[:40]!r} is no finite number", token.at)
+        kind = "text" if token.kind == "text" else "number"
+        return Term(kind, self.bind(value), token.at, token.text)
 
     def named(self, text: str, at: int) -> Term:
         """Give what a name stands for: metrics.NAME, metrics.NAME.best, params.NAME or a field."""
-        if kind := _WHERE_FIELDS.get(text):
-            column = "r.duration_s" if text == "duration" else f"r.{text}"
-            if text == "note":           # its index has the runs that have one
-                return Term(kind, column, at, None, text, _THROUGH_INDEX)
-            return Term(kind, column, at, None, column)
-        if text not in NAMED:
-            raise _no_field(text, at)
-        parts: list[Token] = []
-        while self.take("."):
-            if self.token.kind not in ("word", "text"):
-                break
-            parts.append(self.token)
-            self.place += 1
-        if not parts or self.tokens[self.place - 1].text == ".":
-            raise self.expected(f'a name, in quotes where it is no plain word: {text}."val/acc",')
-        by = "final"
-        if text == "metrics" and len(parts) > 1 and parts[-1][:2] in _BY_WORDS:
+        if text in NAMED:
+            return self.logged(text, at)
+        if text not in _WHERE_FIELDS:
+            raise _no_field(text, at, self.tokens[max(0, self.place - 2)].text)
+        column = "r.duration_s" if text == "duration" else f"r.{text}"
+        if text == "note":               # its index has the runs that have one
+            return Term("text", column, at, None, text, _THROUGH_INDEX)
+        return Term(_WHERE_FIELDS[text], column, at, None, column)
+
+    def logged(self, kind: str, at: int) -> Term:
+        parts, by = self.parts(kind), "final"
+        if kind == "metrics" and len(parts) > 1 and parts[-1][:2] in _BY_WORDS:
             by = parts.pop().text
         name = ".".join(part.text for part in parts)
-        self.names.append((text, name, at))
-        table, key = NAMED[text]
-        value = value_of(by, name, self.way)
-        mark = self.bind(name)
-        is_number = f" AND {value} < ''" * (text == "metrics")   # plain SQL may put text there
-        return Term("number" if text == "metrics" else "param",
+        self.names.append((kind, name, at))
+        table, key = NAMED[kind]
+        value, mark = value_of(by, name, self.way), self.bind(name)
+        is_number = f" AND {value} < ''" * (kind == "metrics")   # plain SQL may put text there
+        return Term("number" if kind == "metrics" else "param",
                     f"(SELECT {value} FROM {table} WHERE run_id = r.run_id AND {key} = {mark}"
                     f"{is_number})", at, inner=value,
                     frame=f"{_LEAF}{table} WHERE {key} = {mark} AND {{}})")
+
+    def parts(self, kind: str) -> list[Token]:
+        found: list[Token] = []
+        while self.take(".") or not found:
+            if self.token.kind not in ("word", "text") or self.tokens[self.place - 1].text != ".":
+                raise self.expected(f'a name as in {kind}.NAME or {kind}."any name"')
+            found.append(self.token)
+            self.place += 1
+        return found
+
+
+def _checked_kinds(left: Term, right: Term) -> set[str]:
+    kinds = {left.kind, right.kind}
+    if "condition" in kinds or len(kinds - {"param"}) > 1 or kinds == {"param", "time"}:
+        raise BadQuery(f"{_A_KIND[left.kind]} is compared with {_A_KIND[right.kind]}: "
+                       "compare numbers with numbers, and text with text in quotes", right.at)
+    if left.inner == "r.status" and right.constant not in (None, *STATUSES):
+        raise BadQuery(f"there is no status {right.constant[:40]!r}: give one of "
+                       + ", ".join(STATUSES), right.at)
+    return kinds
 
 
 _BY_WORDS = [("word", by) for by in ("final", "last", "best", "min", "max")]
@@ -973,14 +996,21 @@ def _where_tokens(text: str) -> Iterator[Token]:
         place = found.end()
 
 
-def _no_field(text: str, at: int) -> BadQuery:
+def _no_field(text: str, at: int, before: str) -> BadQuery:
     if text.lower() == "null":
         return BadQuery("null is not compared: write is null, or is not null", at)
+    hint = f"is it metrics.{text[:40]} or params.{text[:40]}? Fields are {', '.join(_WHERE_FIELDS)}"
+    if near := nearest(text.lower(), [*_WHERE_FIELDS, *NAMED]):
+        hint = f"did you mean {near[0]!r}?"
+    elif before in ("/", "-"):
+        hint = 'a name with / or - in it goes in quotes, as in metrics."val/acc"'
+    return BadQuery(f"there is no field {text[:80]!r}: {hint}", at)
+
+
+def nearest(name: str, names: list[str]) -> list[str]:
+    """Give up to three names that are alike, the likest first."""
     import difflib
-    near = difflib.get_close_matches(text.lower(), [*_WHERE_FIELDS, *NAMED], 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"is it metrics.{text} or params.{text}?"
-    return BadQuery(f"there is no field {text[:80]!r}: {hint[:200]} Fields are "
-                    + ", ".join(_WHERE_FIELDS), at)
+    return difflib.get_close_matches(name[:80], names, 3, 0.5)
 
 
 def _add_metric(query: RunQuery, given: dict[str, Any]) -> None:
@@ -1000,7 +1030,9 @@ def match_expression(text: str) -> str:
 
 
 def row_by_row(leaf: str) -> str:
-    """Write a condition on a metric or param anew, for one run and not for the set of all."""
+    """Write a leaf anew, so that it is asked of one run and makes no set of all that meet it."""
+    if not leaf.startswith(_LEAF):
+        return leaf.replace("r.", "+r.", 1)              # the plus sign keeps its index out
     return "EXISTS " + leaf.removeprefix("r.run_id IN ").replace(
         "WHERE", "WHERE run_id = r.run_id AND", 1)
 
@@ -1461,25 +1493,24 @@ def _unknown(conn: sqlite3.Connection, kind: str, name: str) -> str:
     table, key = NAMED[kind]
     if conn.execute(f"SELECT 1 FROM {table} WHERE {key} = ? LIMIT 1", (name,)).fetchone():
         return ""
-    import difflib
     names = [row[0] for row in conn.execute(             # from name to name, not from run to run
         f"WITH RECURSIVE names (name) AS (SELECT min({key}) FROM {table} UNION ALL SELECT "
         f"(SELECT min({key}) FROM {table} WHERE {key} > name) FROM names WHERE name IS NOT NULL "
         f"LIMIT {MAX_NAMES}) SELECT name FROM names WHERE name IS NOT NULL")]
-    near = difflib.get_close_matches(name[:80], names, 3, 0.5) or [
-        known for known in names if not known.startswith("system/")][:5]
+    near = nearest(name, names) or [known for known in names if not known.startswith("system/")][:5]
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "none was logged yet"
     return f"no run has a {kind[:-1]} {name[:80]!r}: {hint}"
 
 
 def _by_width(conn: sqlite3.Connection, query: RunQuery) -> tuple[list[str], list[str]]:
     """Part a query's leaves: those that so many runs meet that a page is read sooner run by run."""
-    leaves = [query.metric_leaf()] * bool(query.metric and not query.is_joined)
-    leaves += query.expression.leaves if query.expression else []
     parted: tuple[list[str], list[str]] = [], []
-    for leaf in leaves:
-        many = f"{leaf[leaf.index('(') + 1:-1]} LIMIT 1 OFFSET {WIDE}"
-        parted[conn.execute(many, query.bound).fetchone() is None].append(leaf)
+    for leaf in query.leaves():
+        is_set = leaf.startswith(_LEAF)
+        met = leaf[leaf.index("(") + 1:-1] if is_set else f"SELECT 1 FROM runs r WHERE {leaf}"
+        is_few = not conn.execute(f"{met} LIMIT 1 OFFSET {WIDE}", query.bound).fetchone()
+        if is_set or is_few or not query.needs(leaf):    # else its index has the runs in order
+            parted[is_few].append(leaf)
     return parted
 
 
@@ -1544,15 +1575,15 @@ WITH RECURSIVE look (run_id, metric_name, epoch, step, low, high, level) AS (
     WHERE w.metric_name = ? AND w.run_id IN ({marks}) AND s.metric_name <> w.metric_name
         AND s.n_points > 0 AND NOT (s.metric_name >= 'system/' AND s.metric_name < 'system0')
     UNION ALL
-    SELECT l.run_id, l.metric_name, l.epoch, l.step,
+    SELECT look.run_id, look.metric_name, look.epoch, look.step,
         iif(p.id <= high AND {is_before}, p.id, low),
         iif(p.id <= high AND {is_before}, high, low + (high - low + 1) / 2 - 1), level + 1
-    FROM look l JOIN run_metrics p ON p.id = (
-        SELECT id FROM run_metrics WHERE run_id = l.run_id AND metric_name = l.metric_name
+    FROM look JOIN run_metrics p ON p.id = (
+        SELECT id FROM run_metrics WHERE run_id = look.run_id AND metric_name = look.metric_name
             AND id >= low + (high - low + 1) / 2 ORDER BY id LIMIT 1)
     WHERE low < high AND level < 70)
-SELECT l.run_id, l.metric_name, p.metric_value FROM look l JOIN run_metrics p ON p.id = low
-WHERE low >= high AND iif(l.epoch IS NULL, p.step = l.step, p.epoch = l.epoch)"""
+SELECT look.run_id, look.metric_name, p.metric_value FROM look JOIN run_metrics p ON p.id = low
+WHERE low >= high AND iif(look.epoch IS NULL, p.step = look.step, p.epoch = look.epoch)"""
 
 
 def _ranked(conn: sqlite3.Connection, run_ids: list[str], query: RunQuery) -> dict[str, dict]:
@@ -1568,8 +1599,8 @@ def _ranked(conn: sqlite3.Connection, run_ids: list[str], query: RunQuery) -> di
             f"SELECT run_id, {value_of(by, name, query.way)}, {end}_epoch, {end}_step FROM "
             f"metric_summary WHERE metric_name = ? AND run_id IN ({marks})", [name, *run_ids])}
     for run_id, other, value in conn.execute(_AT_EPOCH.format(
-            end=end, marks=marks, is_before="iif(l.epoch IS NULL, p.step <= l.step, "
-            "p.epoch <= l.epoch)"), [name, *run_ids]) if by != "final" else ():
+            end=end, marks=marks, is_before="iif(look.epoch IS NULL, p.step <= look.step, "
+            "p.epoch <= look.epoch)"), [name, *run_ids]) if by != "final" else ():
         found[run_id]["at_epoch"][other] = number(value)
     return found
 
@@ -2908,7 +2939,9 @@ def cmd_runs(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any
     query = query_of(conn, given)
     yield (runs := list_runs(conn, query, limit=given["limit"], offset=given["offset"]))
     if runs:
-        print_runs(runs)
+        lead = ("metric_value", "metric_epoch") if "ranked" in runs[0] else ()
+        print_runs([{**run, **dict.fromkeys(lead), **(run.get("ranked") or {})} for run in runs],
+                   lead)
         print(f"{len(runs)} of {count_runs(conn, query)} runs")
     elif n_runs := count_runs(conn, RunQuery()):
         print(f"no run matches; the lab has {n_runs}")
@@ -2980,12 +3013,12 @@ def cmd_compare(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[
 
 @read_verb
 def cmd_leaderboard(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any]:
-    """Rank runs by the final value of a metric."""
+    """Rank runs by a metric."""
     given = parse_params(BOARD, pairs_of(args, BOARD))
     yield (runs := leaderboard(conn, given))
     if runs:
         print(f"{clean(given['metric_name'])} (better: {runs[0]['direction']})")
-        print_runs(runs, ("rank", "metric_value"))
+        print_runs(runs, ("rank", "metric_value", *["metric_epoch"] * (given["by"] != "final")))
     else:
         print("no run matches")
 
@@ -3024,6 +3057,17 @@ def cmd_note(args: argparse.Namespace) -> int:
         print_json(run)
     else:
         print(f"{clean(run['run_id'])}: " + ("note taken away" if text is None else clean(text)))
+    return 0
+
+
+def cmd_direction(args: argparse.Namespace) -> int:
+    """Set which way a metric is better."""
+    with contextlib.closing(open_store(args.db, "rw")) as conn:
+        told = set_direction(conn, args.metric_name, None if args.way == "auto" else args.way)
+    if args.json:
+        print_json(told)
+    else:
+        print(f"{clean(told['metric_name'])}: {told['direction']}")
     return 0
 
 
@@ -3340,6 +3384,10 @@ VERBS: tuple[tuple[Callable, str, tuple, tuple[Param, ...]], ...] = (   # with e
     (cmd_note, "note 54e5f6a7 'PUBLISH: best of iris'",
      (("run", _RUN), ("text", {"nargs": "?", "help": "the note"}),
       ("--clear", {"action": "store_true", "help": "take the note away"})), ()),
+    (cmd_direction, "direction val_score minimize",
+     (("metric_name", {"help": "a metric of the lab"}),
+      ("way", {"choices": ("maximize", "minimize", "auto"), "help": "auto: what its name says"})),
+     ()),
     (cmd_delete, "delete 54e5f6a7", (("runs", {"nargs": "+", **_RUN}),), ()),
     (cmd_restore, "restore 54e5f6a7", (("runs", {"nargs": "+", **_RUN}),), ()),
     (cmd_ask, "ask 'Which run has the highest accuracy?'",

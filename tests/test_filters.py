@@ -378,7 +378,7 @@ def full_reads(conn, call):
     """The steps that read a table from end to end, or sort in a temporary b-tree."""
     return [step for step, _ in plans_of(conn, call)
             if step.startswith("SCAN ") and not re.search(
-                "USING|CONSTANT|VIRTUAL|SUBQUERY|metric_directions", step)]   # those set by hand
+                "USING|CONSTANT|VIRTUAL|SUBQUERY|metric_directions|SCAN look", step)]
 
 
 def sorts(conn, call):
@@ -388,7 +388,7 @@ def sorts(conn, call):
 def list_by(**filters):
     given = ailab.parse_params(ailab.RUN_FILTERS + ailab.PAGE, list(filters.items()))
     query = ailab.run_query(given)
-    return lambda conn: ailab.list_runs(conn, query, limit=10, offset=0)
+    return lambda conn: ailab.list_runs(conn, query, limit=given["limit"], offset=0)
 
 
 INDEXED_LISTS = {
@@ -396,7 +396,16 @@ INDEXED_LISTS = {
     "metric filter": {"metric_name": "accuracy", "metric_min": "0.99"},
     "metric sort": {"sort": "metrics.accuracy"}, "param sort": {"sort": "params.lr"},
     "duration": {"sort": "duration"}, "metric both": {
-        "metric_name": "accuracy", "metric_min": "0.99", "sort": "metrics.accuracy"}}
+        "metric_name": "accuracy", "metric_min": "0.99", "sort": "metrics.accuracy"},
+    **{f"by {by}": {"metric_name": "accuracy", "metric_min": "0.99", "sort": "metrics.accuracy",
+                    "by": by} for by in ("last", "best", "min", "max")},
+    **{where: {"where": where, "limit": "10"} for where in (
+        "metrics.accuracy >= 0.999", "metrics.accuracy >= 0.1", "params.lr < 0.01",
+        "metrics.accuracy.best > 0.9 and params.lr > 0.5", "experiment_name = 'rare'",
+        "experiment_name in ['rare', 'b'] or status = 'failed'", "not metrics.accuracy < 0.999",
+        "timestamp > '2026-10-01T00:40:00Z' or note is not null", "hostname is null")},
+    "where and sort, few": {"where": "metrics.accuracy > 0.999", "sort": "metrics.loss"},
+    "where and sort, many": {"where": "params.lr > 0.1", "sort": "metrics.loss", "limit": "10"}}
 
 
 @pytest.mark.parametrize("filters", INDEXED_LISTS.values(), ids=INDEXED_LISTS.keys())
@@ -409,6 +418,24 @@ def test_a_list_reads_no_table_from_end_to_end(big_lab, filters):
                          ids=["newest", "experiment", "duration", "metric", "param"])
 def test_a_list_an_index_can_order_is_not_sorted(big_lab, filters):
     assert sorts(big_lab, list_by(**filters)) == []
+
+
+@pytest.mark.parametrize("filters, most", [
+    ({"where": "metrics.accuracy >= 0.999"}, 40), ({"where": "metrics.accuracy >= 0.1"}, 40),
+    ({"where": "params.lr > 0.9995", "sort": "metrics.loss"}, 40),
+    ({"where": "metrics.accuracy > 0.1 and params.lr > 0.1 and experiment_name = 'rare'"}, 120)],
+    ids=str)
+def test_where_costs_what_it_gives_and_not_what_the_lab_holds(big_lab, filters, most):
+    n_thousands = 0
+
+    def count():
+        nonlocal n_thousands
+        n_thousands += 1
+    call = list_by(**filters, limit="5")
+    big_lab.set_progress_handler(count, 1_000)             # of SQLite's own steps
+    call(big_lab)
+    big_lab.set_progress_handler(None, 0)
+    assert n_thousands < most                              # a scan of 3,000 runs takes more
 
 
 def test_a_leaderboard_reads_its_index_only_as_far_as_it_must(big_lab):

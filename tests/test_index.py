@@ -119,16 +119,18 @@ def test_restored_run_has_its_curves_back_at_once(lab):
 
 FILTERS = [{}, {"experiment_name": "iris"}, {"status": "failed"}, {"note_substring": "best"},
            {"command_substring": "train"}, {"from_timestamp": "2026-11-24T00:00:00.000000Z"},
-           {"metric_name": "accuracy"}, {"metric_name": "accuracy", "metric_min": 0.9}, {"q": "svm"},
+           {"metric_name": "accuracy"}, {"metric_name": "accuracy", "metric_min": 0.9},
+           {"q": "svm"}, {"q": "svm", "metric_name": "accuracy", "metric_min": 0.9},
            {"metric_name": "accuracy", "metric_max": 0.9, "by": "best"},
            {"where": "metrics.accuracy > 0.9 and params.learning_rate < 0.1"},
            {"where": "metrics.accuracy.best > 0.9 or model_name = 'linear_svm'"},
            {"where": "note is not null and duration > 5"}, {"where": "not status in ['failed']"}]
 SORTS = ["timestamp", "duration", "metrics.accuracy", "metrics.f1", "params.learning_rate"]
 # A walk over the whole of an index, in its order, that ends with the page; and what is computed.
-WALKED = (r"SCAN (r|runs|runs r|s|metric_summary s|run_params s) USING (COVERING )?INDEX "
-          r"(runs_(timestamp|duration|note|command|deleted|activity)|metric_summary_\w+|run_params_value)|"
-          r"SCAN run_search VIRTUAL TABLE INDEX.*|SCAN metric_directions|SCAN (r|runs) USING INDEX sqlite_autoindex_runs_1")
+WALKED = re.compile(
+    r"SCAN (r|runs|s) USING (COVERING )?INDEX (runs_(timestamp|duration|note|command)|"
+    r"metric_summary_\w+|run_params_value)|SCAN run_search VIRTUAL TABLE INDEX.*|"
+    r"SCAN metric_directions")                    # as many as were set by hand
 
 
 @pytest.mark.parametrize("sort", SORTS)
@@ -147,7 +149,7 @@ def test_no_list_reads_a_table_from_end_to_end(lab, asked, sort, order):
             continue
         for (*_, step) in lab.conn.execute("EXPLAIN QUERY PLAN " + statement).fetchall():
             told = f"{step} in {statement}"
-            assert "SCAN" not in step or re.fullmatch(WALKED, step), told
+            assert "SCAN" not in step or WALKED.fullmatch(step), told
 
 
 @pytest.mark.parametrize("make", [ailab.list_experiments, ailab.list_metrics, ailab.lab_overview])

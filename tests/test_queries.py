@@ -1,4 +1,5 @@
 """What the store answers, each case asked twice: of the store function and over HTTP."""
+import contextlib
 import json
 import math
 import os
@@ -76,7 +77,7 @@ def ask_store(conn, name, run_id, query):
 
 def list_of_runs(conn, _, pairs):
     given = ailab.parse_params(ailab.RUN_FILTERS + ailab.PAGE, pairs)
-    return ailab.list_runs(conn, ailab.run_query(given), limit=given["limit"],
+    return ailab.list_runs(conn, ailab.query_of(conn, given), limit=given["limit"],
                            offset=given["offset"])
 
 
@@ -91,7 +92,7 @@ STORE = {
     "leaderboard": lambda conn, _, pairs: ailab.leaderboard(
         conn, ailab.parse_params(ailab.BOARD, pairs)),
     "compare": lambda conn, _, pairs: ailab.compare_runs(
-        conn, ailab.parse_params(ailab.COMPARED, pairs)["ids"]),
+        conn, *ailab.parse_params(ailab.COMPARED, pairs).values()),
     "run": lambda conn, run_id, _: ailab.get_run(conn, urllib.parse.unquote(run_id)),
     "experiments": lambda conn, *_: ailab.list_experiments(conn),
     "metrics": lambda conn, *_: ailab.list_metrics(conn),
@@ -1021,6 +1022,161 @@ def test_the_lab_at_a_glance_counts_and_names(lab, answer):
                       "optimizer.name": (12, 1), "optimizer.momentum": (12, 2)}
     assert {row["metric_name"] for row in got["metrics"]} == {
         "accuracy", "val_loss", "train_loss", "f1"}
+
+
+# --- The best of a curve ------------------------------------------------------------------
+
+@pytest.fixture
+def peaks(lab):
+    """Runs that were better before their end: accuracy, val_loss and loss by epoch."""
+    for number, (name, accuracy, val_loss) in enumerate([
+            ("early", [0.5, 0.99, 0.6], [0.9, 0.1, 0.8]), ("late", [0.7, 0.8, 0.97], [1, 2, 3]),
+            ("wild", [float("nan"), 0.98, float("inf")], [float("nan")] * 3)]):
+        insert_run(lab.conn, run_id=name, timestamp=started(12 + number), status="finished",
+                   final_metrics_json='{"val_loss": 0.5}' if name == "late" else "{}")
+        insert_points(lab.conn, name, [
+            (epoch, metric, values[epoch - 1]) for epoch in (1, 2, 3) for metric, values in (
+                ("accuracy", accuracy), ("val_loss", val_loss), ("loss", [3, 2, 1]))])
+    refresh(lab.conn)
+    return lab
+
+
+@pytest.mark.parametrize("metric_name, by, order, ranking", [
+    ("accuracy", "best", "best", [("early", 0.99), ("wild", 0.98), ("late", 0.97)]),
+    ("accuracy", "max", "desc", [("early", 0.99), ("wild", 0.98), ("late", 0.97)]),
+    ("accuracy", "min", "desc", [("wild", 0.98)]),
+    ("accuracy", "last", "desc", [("wild", "Infinity"), ("late", 0.97)]),
+    ("accuracy", "final", "desc", [("wild", "Infinity"), ("late", 0.97)]),
+    ("val_loss", "best", "best", [("early", 0.1), ("lr_01", 0.2), ("svm_01", 0.25)]),
+    ("val_loss", "min", "asc", [("early", 0.1), ("lr_01", 0.2), ("svm_01", 0.25)]),
+    ("val_loss", "max", "desc", [("failed", 5.1), ("late", 3), ("diverged", 1.5)]),
+    ("val_loss", "last", "desc", [("failed", 5), ("late", 3), ("killed", 0.9)]),
+    ("val_loss", "final", "desc", [("failed", 5), ("killed", 0.9)]),
+    ("f1", "best", "best", [("lr_01", 0.94)]),             # returned, never logged
+])
+def test_a_leaderboard_ranks_by_the_value_asked_for(peaks, answer, metric_name, by, order, ranking):
+    board = answer("leaderboard", metric_name=metric_name, by=by, order=order, top_k=3)
+    got = [(name, row["metric_value"]) for name, row in zip(names(peaks, board), board,
+                                                            strict=True)]
+    assert got[:len(ranking)] == ranking
+    assert {row["by"] for row in board} == {by}
+
+
+def test_a_leaderboard_by_best_tells_the_epoch_and_the_other_metrics_there(peaks, answer):
+    first = answer("leaderboard", metric_name="accuracy", by="best", order="best", top_k=1)[0]
+    assert (first["run_id"], first["metric_epoch"], first["metric_step"]) == ("early", 2, None)
+    assert first["at_epoch"] == {"val_loss": 0.1, "loss": 2}
+    assert first["final_metrics"]["accuracy"] == 0.6
+    wild = answer("leaderboard", metric_name="accuracy", by="best", order="best", top_k=2)[1]
+    assert wild["at_epoch"] == {"val_loss": "NaN", "loss": 2}
+    known = answer("leaderboard", metric_name="val_loss", by="min", order="asc", top_k=2)[1]
+    assert (known["metric_epoch"], known["metric_step"]) == (5, 500)
+    assert known["at_epoch"] == {"accuracy": 0.95, "train_loss": 0.1}
+
+
+def test_a_leaderboard_by_final_tells_no_epoch(peaks, answer):
+    row = answer("leaderboard", metric_name="accuracy", top_k=1)[0]
+    assert (row["by"], row["metric_epoch"], row["metric_step"], row["at_epoch"]) == (
+        "final", None, None, {})
+
+
+def test_the_metrics_of_an_epoch_are_found_in_long_curves_whatever_they_are_beside(lab, answer):
+    insert_run(lab.conn, run_id="long", timestamp=started(13), status="finished")
+    top = 613
+    insert_points(lab.conn, "long", [(n, "score", -abs(n - top)) for n in range(1_000)])
+    insert_points(lab.conn, "long", [(n // 10, "batch_loss", n) for n in range(10_000)])
+    insert_points(lab.conn, "long", [(n, "every_second", n) for n in range(0, 1_000, 2)])
+    insert_points(lab.conn, "long", [(n, "resumed", n) for n in [*range(700), *range(600, 1_000)]])
+    insert_points(lab.conn, "long", [(top, "once", 7), (None, "no_epoch", 1)])
+    refresh(lab.conn)
+    row, = answer("leaderboard", metric_name="score", by="best")
+    assert row["metric_epoch"] == top
+    assert row["at_epoch"] == {"batch_loss": 6_139, "resumed": top, "once": 7}
+
+
+def test_where_only_steps_were_logged_the_best_is_told_by_its_step(lab, answer):
+    insert_run(lab.conn, run_id="steps", timestamp=started(13), status="finished")
+    lab.conn.executemany("INSERT INTO run_metrics (run_id, step, metric_name, metric_value) "
+                         "VALUES ('steps', ?, ?, ?)", [
+        (step, name, value) for step, score in [(10, 0.1), (20, 0.9), (30, 0.2)]
+        for name, value in (("score", score), ("other", step))])
+    refresh(lab.conn)
+    row, = answer("leaderboard", metric_name="score", by="best")
+    assert (row["metric_epoch"], row["metric_step"], row["at_epoch"]) == (None, 20, {"other": 20})
+
+
+def test_a_list_sorted_by_best_tells_what_it_ranked_by(peaks, answer):
+    runs = answer("list_runs", sort="metrics.accuracy", by="best", limit=20)
+    assert names(peaks, runs)[:3] == ["early", "wild", "late"]
+    assert len(runs) == 15
+    ranked = runs[0]["ranked"]
+    assert (ranked["metric_value"], ranked["metric_epoch"], ranked["direction"], ranked["by"]) == (
+        0.99, 2, "maximize", "best")
+    assert "ranked" not in answer("list_runs", sort="metrics.accuracy")[0]
+    bare = answer("list_runs", sort="metrics.f1", by="best", limit=20)
+    assert bare[0]["ranked"]["metric_epoch"] is None
+    assert bare[1]["ranked"] is None
+
+
+@pytest.mark.parametrize("by, limits, found", [
+    ("best", {"metric_min": 0.96}, ["early", "late", "wild"]),
+    ("last", {"metric_min": 0.96}, ["late", "wild"]),
+    ("min", {"metric_max": 0.5}, ["diverged", "early", "failed"]),
+    ("max", {"metric_max": 0.4}, ["diverged", "failed"])])
+@pytest.mark.parametrize("sort", ["timestamp", "metrics.accuracy", "metrics.val_loss"])
+def test_metric_bounds_compare_the_value_asked_for(peaks, answer, by, limits, found, sort):
+    runs = answer("list_runs", metric_name="accuracy", by=by, sort=sort, **limits)
+    assert sorted(names(peaks, runs)) == found
+
+
+@pytest.mark.parametrize("by, metric_name, value, epochs", [
+    ("final", "accuracy", 0.97, {"late": None}), ("best", "accuracy", 0.99, {"early": 2}),
+    ("max", "accuracy", 0.99, {"early": 2}), ("min", "accuracy", 0.98, {"wild": 2}),
+    ("best", "val_loss", 0.1, {"early": 2}), ("last", "val_loss", 0.8, {"early": 3}),
+    ("final", "val_loss", 0.5, {"late": None}), ("max", "val_loss", 0.9, {"early": 1}),
+    ("best", "loss", 1, {"early": 3, "late": 3, "wild": 3})])
+def test_compare_finds_the_best_by_the_value_asked_for(peaks, answer, by, metric_name, value,
+                                                       epochs):
+    best = answer("compare", ids=["early", "late", "wild"], by=by)["best"][metric_name]
+    assert (best["value"], best["epochs"]) == (value, epochs)
+    assert set(best["steps"]) == set(best["run_ids"]) == set(epochs)
+
+
+# --- Directions -----------------------------------------------------------------------------
+
+@pytest.fixture
+def minimised(peaks):
+    """peaks, where accuracy was set to be minimised."""
+    ailab.set_direction(peaks.conn, "accuracy", "minimize")
+    return peaks
+
+
+def test_a_direction_that_was_set_is_told_everywhere(minimised, answer):
+    for listed in (answer("metrics"), answer("lab")["metrics"], answer("run", "early")["metrics"],
+                   answer("compare", ids=["early", "late"])["runs"][0]["metrics"]):
+        ways = {metric["metric_name"]: metric["direction"] for metric in listed}
+        assert (ways["accuracy"], ways["val_loss"]) == ("minimize", "minimize")
+
+
+def test_a_direction_that_was_set_decides_what_is_best(minimised, answer):
+    row = answer("leaderboard", metric_name="accuracy", order="best", by="best", top_k=1)[0]
+    assert names(minimised, [row]) == ["diverged"]
+    assert (row["direction"], row["metric_value"], row["metric_epoch"]) == ("minimize", 0.25, 1)
+    best = answer("compare", ids=["early", "late"], by="best")["best"]["accuracy"]
+    assert (best["direction"], best["value"], best["run_ids"]) == ("minimize", 0.5, ["early"])
+    runs = answer("list_runs", where="metrics.accuracy.best <= 0.25")
+    assert names(minimised, runs) == ["diverged"]
+    assert names(minimised, answer("list_runs", metric_name="accuracy", metric_max=0.25,
+                                   by="best")) == ["diverged"]
+
+
+def test_a_direction_outlives_the_index_and_goes_back_to_the_rule(minimised, db_path):
+    minimised.conn.execute("DROP INDEX runs_git_hash")    # as an older AI-Lab left it
+    with contextlib.closing(ailab.open_lab(db_path)) as conn:
+        assert ailab.directions(conn)("accuracy") == "minimize"
+        assert ailab.set_direction(conn, "accuracy", None) == {
+            "metric_name": "accuracy", "n_runs": 15, "direction": "maximize"}
+        assert ailab.directions(conn)("accuracy") == "maximize"
 
 
 # --- Notes and the trash --------------------------------------------------------------
