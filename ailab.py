@@ -2203,7 +2203,8 @@ def page_of_runs(request: Request) -> Reply:
     given = request.given
     query, at, limit = query_of(request.conn, given), given["offset"], given["limit"]
     runs = list_runs(request.conn, query, limit=limit, offset=at)
-    total = count_runs(request.conn, query)
+    is_last = len(runs) < limit and (runs or not at)
+    total = at + len(runs) if is_last else count_runs(request.conn, query)
     links = [("first", 0), *([("prev", max(0, at - limit))] if at else []),
              *([("next", at + limit)] if at + limit < total else [])]
     kept = [pair for pair in request.pairs if pair[0] != "offset"]
@@ -2970,8 +2971,11 @@ def cmd_show(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any
             **{name: run[name] for name in ("note", "experiment_name", "model_name", "task_name",
                                             "dataset_id", "timestamp")},
             "duration": run["duration_s"] is not None and f"{run['duration_s']:.1f} s",
-            "resumed": ", ".join(f"{told['at']} on {told['hostname']}"
-                                 for told in run["resumptions"]),
+            "resumed": "; ".join(
+                f"{told['at']} on {told['hostname']}" + "".join(
+                    f", {name} {value!r}" for name, value in flatten(told["params"]).items()
+                    if flatten(run["params"]).get(name) != value)
+                for told in run["resumptions"]),
             "machine": machine_use(conn, run["run_id"]),
             **{name: run[name] for name in ("hostname", "received_from", "cwd", "command",
                                             "git_hash")}}.items():
