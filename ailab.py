@@ -62,6 +62,7 @@ MAX_POINTS, DEFAULT_POINTS = 10_000, 1_000  # buckets a curve
 MAX_MARKED = 100                         # non-finite points named one by one in a curve
 MAX_NOTE = 10_000                        # characters
 MAX_QUERY = 4_000                        # characters of a question
+MAX_COUNTED_VALUES = 1_000               # different values of one param
 MIN_PREFIX = 6                           # characters of a run id that may stand for it
 MAX_WHERE, MAX_TERMS, MAX_DEPTH = 4_000, 200, 20  # characters, operands, brackets in brackets
 WHERE_S = 0.8                            # a statement with `where` is given up after this
@@ -331,7 +332,7 @@ class ParamInfo(BaseModel):
     """A param of the lab."""
     param_name: str = _about("nested names joined by dots")
     n_runs: int = _about("runs that have it")
-    n_values: int = _about("different values")
+    n_values: int = _about(f"different values, counted up to {MAX_COUNTED_VALUES:,}")
 
 
 class Lab(BaseModel):
@@ -567,6 +568,20 @@ class RunQuery:
     def conditions(self, *, is_metric_joined: bool = False) -> str:
         """Give the WHERE text; a metric that the statement joins already is left out."""
         return "\n  AND ".join([*self.where, *[self.metric_leaf()] * (not is_metric_joined)])
+
+    def count(self) -> str:
+        """Write the SELECT of how many runs there are: by one index, or the tally, if it can be."""
+        alone = [*self.where[1:], *[self.metric_leaf()] * bool(self.metric)]
+        if not alone:
+            return "SELECT n_runs FROM tally WHERE kind = 'run'"
+        if alone == [_SEARCH]:
+            return "SELECT count(*) FROM run_search WHERE run_search MATCH :q"
+        if len(alone) == 1 and (found := re.fullmatch(r"r\.(\w+) = :\1", alone[0])):
+            return f"SELECT n_runs FROM tally WHERE kind = '{found[1]}' AND name = :{found[1]}"
+        for leaf in [self.metric_leaf(), *(self.expression.leaves if self.expression else [])]:
+            if alone in ([leaf], [f"({leaf})"]):
+                return f"SELECT count(*) {leaf[leaf.index('FROM'):-1]}"
+        return f"SELECT count(*) FROM runs r WHERE {self.conditions()}"
 
     def needs(self, leaf: str) -> bool:
         """Tell whether a run has to meet this leaf: nothing else stands beside it in an `or`."""
@@ -1049,6 +1064,10 @@ def page_statements(query: RunQuery, is_narrow: bool = False) -> tuple[str, str,
         source, ranked, lacks = "runs r", f"r.{column} IS NOT NULL", f"r.{column} IS NULL"
         order = f"r.{column} {way}, r.run_id {way}"
     kept = query.conditions(is_metric_joined=query.is_joined)
+    if _SEARCH in query.where and kind == "timestamp":   # whose keys are in the order of time
+        source = ("run_search CROSS JOIN run_text t ON t.key = run_search.rowid "
+                  "CROSS JOIN runs r ON r.run_id = t.run_id")
+        kept, order = kept.replace(_SEARCH, "run_search MATCH :q"), f"run_search.rowid {way}"
     ranks = f"FROM {source}\nWHERE {ranked}\n  AND {kept}"
     page = "LIMIT :limit OFFSET :offset"
     return (f"SELECT {columns}\n{ranks}\nORDER BY {order}\n{page}",
@@ -1099,6 +1118,7 @@ def _summarise(which: str) -> str:
         {", ".join(at.replace("_", ".metric_" if at.endswith("value") else ".") for at in _AT)}
     FROM (SELECT DISTINCT run_id, metric_name FROM run_metrics {which} AND id > :since
           AND typeof(run_id) = 'text' AND typeof(metric_name) = 'text') k
+    JOIN runs r ON r.run_id = k.run_id AND r.deleted_at IS NULL
     {" ".join(f"LEFT JOIN run_metrics {name} ON {name}.id = (SELECT p.id {points} {end} LIMIT 1)"
               for name, end in ends.items())} WHERE true
     ON CONFLICT (run_id, metric_name) DO UPDATE SET n_points = n_points + excluded.n_points,
@@ -1122,7 +1142,7 @@ def _leaves(column: str, join: str) -> str:
             "WHERE type <> 'object' AND typeof(key) = 'text' AND path NOT LIKE '%[%'")
 
 
-_TEXT_COLUMNS = "experiment_name, model_name, task_name, dataset_id, note"
+_NAMES = ("experiment_name", "model_name", "task_name", "dataset_id", "status")
 _FORGET_TEXT = """
     DELETE FROM run_params WHERE run_id = {0}.run_id;
     DELETE FROM run_text WHERE run_id = {0}.run_id;"""
@@ -1130,20 +1150,49 @@ _FORGET_FINALS = """
     UPDATE metric_summary SET is_returned = 0, value = last_value
         WHERE run_id = {0}.run_id AND is_returned;
     DELETE FROM metric_summary WHERE run_id = {0}.run_id AND n_points = 0;"""
+# Keys follow the start times, so that a search finds the newest first. Of runs that start at one
+# microsecond, as imported ones may, those beyond 1,024 are found before all others.
+_KEY = """(SELECT CASE WHEN max(key) = at + 1023 THEN NULL ELSE ifnull(max(key) + 1, at) END
+    FROM (SELECT ifnull(1024 * (1000000 * strftime('%s', substr(NEW.timestamp, 1, 19))
+          + CAST(substr(NEW.timestamp, 21, 6) AS INTEGER)), 0) AS at)
+    LEFT JOIN run_text ON key BETWEEN at AND at + 1023)"""
 _INDEX_TEXT = _FORGET_TEXT.format("NEW") + f"""
-    INSERT OR REPLACE INTO run_params SELECT NEW.run_id, name,
+    INSERT INTO run_params SELECT NEW.run_id, name,
         CASE typeof(value) WHEN 'text' THEN substr(value, 1, 1000) ELSE value END
-        FROM ({_leaves("params_json", ".")});
-    INSERT INTO run_text (run_id, text) SELECT NEW.run_id, NEW.run_id
-        {" ".join(f"|| char(10) || ifnull(NEW.{name}, '')" for name in _TEXT_COLUMNS.split(", "))}
+        FROM ({_leaves("params_json", ".")}) WHERE NEW.deleted_at IS NULL GROUP BY name;
+    INSERT INTO run_text SELECT {_KEY}, NEW.run_id, {", ".join(f"NEW.{name}" for name in _NAMES)},
+        NEW.run_id
+        {" ".join(f"|| char(10) || ifnull(NEW.{name}, '')" for name in (*_NAMES[:-1], "note"))}
         || char(10) || ifnull((SELECT group_concat(param_name || ' ' || value, char(10))
-                               FROM run_params WHERE run_id = NEW.run_id), '');"""
+                               FROM run_params WHERE run_id = NEW.run_id), '')
+        WHERE NEW.deleted_at IS NULL;"""
 _INDEX_FINALS = _FORGET_FINALS.format("NEW") + f"""
     INSERT INTO metric_summary (run_id, metric_name, value, is_returned) SELECT NEW.run_id, name,
         CASE value WHEN 'NaN' THEN NULL WHEN 'Infinity' THEN 9e999 WHEN '-Infinity' THEN -9e999
         ELSE value END, 1 FROM ({_leaves("final_metrics_json", "/")})
-        WHERE type IN ('integer', 'real') OR value IN ('NaN', 'Infinity', '-Infinity')
+        WHERE NEW.deleted_at IS NULL
+            AND (type IN ('integer', 'real') OR value IN ('NaN', 'Infinity', '-Infinity'))
         ON CONFLICT (run_id, metric_name) DO UPDATE SET value = excluded.value, is_returned = 1;"""
+# Points that were passed over while their run was not there, or in the trash.
+_MARK_ALL = """INSERT OR IGNORE INTO stale SELECT DISTINCT run_id, metric_name FROM run_metrics
+    WHERE run_id = NEW.run_id AND typeof(metric_name) = 'text'
+        AND id <= (SELECT id FROM summarised);"""
+
+
+def _tally(sign: str, row: str, *kinds: str) -> str:
+    """Write SQL that counts a row of a trigger, NEW or OLD, in or out under names of these kinds.
+
+    An INSERT that could conflict is avoided: REPLACE of a statement outside would empty the row.
+    """
+    names = {"run": "''", "metric": f"{row}.metric_name", "param": f"{row}.param_name"}
+    pairs = [(kind, names.get(kind, f"{row}.{kind}")) for kind in kinds]
+    rows = " UNION ALL ".join(f"SELECT '{kind}' AS kind, {name} AS name" for kind, name in pairs)
+    return f"""
+    INSERT INTO tally SELECT kind, name, 0 FROM ({rows}) k WHERE name IS NOT NULL AND
+        NOT EXISTS (SELECT 1 FROM tally t WHERE t.kind = k.kind AND t.name = k.name);
+    UPDATE tally SET n_runs = n_runs {sign} 1 WHERE (kind, name) IN ({rows});"""
+
+
 _MARK = ("INSERT OR IGNORE INTO stale SELECT {0}.run_id, {0}.metric_name "
          "WHERE typeof({0}.run_id) = 'text' AND typeof({0}.metric_name) = 'text';")
 _DIRECTIONS = """
@@ -1151,6 +1200,7 @@ CREATE TABLE IF NOT EXISTS metric_directions (   -- set by hand: no part of the 
     metric_name TEXT PRIMARY KEY,
     direction TEXT NOT NULL              -- maximize or minimize
 ) WITHOUT ROWID"""
+_ACTIVITY = "max(ifnull(timestamp, ''), ifnull(ended_at, ''), ifnull(heartbeat_at, ''))"
 _INDEX_SCHEMA = f"""
 CREATE TABLE metric_summary (        -- one row per run and metric
     run_id TEXT NOT NULL,
@@ -1170,16 +1220,35 @@ CREATE TABLE run_params (            -- one row per run and param, nested names 
     PRIMARY KEY (run_id, param_name)
 ) WITHOUT ROWID;;
 CREATE INDEX run_params_value ON run_params (param_name, value, run_id);;
-CREATE TABLE run_text (              -- what full-text search reads
+CREATE TABLE tally (                 -- how many runs there are, of each name, with each metric
+    kind TEXT NOT NULL,              -- run (all), a column of runs, metric, param
+    name TEXT NOT NULL,
+    n_runs INTEGER NOT NULL,
+    PRIMARY KEY (kind, name)
+) WITHOUT ROWID;;
+CREATE TABLE run_text (              -- one row per run, with what full-text search reads
     key INTEGER PRIMARY KEY,         -- our own key, since VACUUM may renumber rowids
     run_id TEXT NOT NULL UNIQUE,
+    {" TEXT, ".join(_NAMES)} TEXT,   -- under which the run is tallied
     text TEXT NOT NULL
 );;
 CREATE VIRTUAL TABLE run_search USING fts5(text, content='run_text', content_rowid='key');;
 CREATE TRIGGER run_text_insert AFTER INSERT ON run_text BEGIN
-    INSERT INTO run_search (rowid, text) VALUES (NEW.key, NEW.text); END;;
+    INSERT INTO run_search (rowid, text) VALUES (NEW.key, NEW.text);
+    {_tally("+", "NEW", "run", *_NAMES)} END;;
 CREATE TRIGGER run_text_delete AFTER DELETE ON run_text BEGIN
-    INSERT INTO run_search (run_search, rowid, text) VALUES ('delete', OLD.key, OLD.text); END;;
+    INSERT INTO run_search (run_search, rowid, text) VALUES ('delete', OLD.key, OLD.text);
+    {_tally("-", "OLD", "run", *_NAMES)} END;;
+CREATE TRIGGER run_text_status AFTER UPDATE OF status ON run_text BEGIN
+    {_tally("-", "OLD", "status")} {_tally("+", "NEW", "status")} END;;
+CREATE TRIGGER metric_insert AFTER INSERT ON metric_summary
+    BEGIN {_tally("+", "NEW", "metric")} END;;
+CREATE TRIGGER metric_delete AFTER DELETE ON metric_summary
+    BEGIN {_tally("-", "OLD", "metric")} END;;
+CREATE TRIGGER param_insert AFTER INSERT ON run_params
+    BEGIN {_tally("+", "NEW", "param")} END;;
+CREATE TRIGGER param_delete AFTER DELETE ON run_params
+    BEGIN {_tally("-", "OLD", "param")} END;;
 CREATE TABLE stale (                 -- summaries that refresh() has to make again
     run_id TEXT NOT NULL,
     metric_name TEXT NOT NULL,
@@ -1190,13 +1259,22 @@ CREATE TABLE summarised (            -- one row: points up to this id are in met
 );;
 INSERT INTO summarised VALUES ({FIRST_ID});;
 CREATE TRIGGER runs_insert AFTER INSERT ON runs WHEN NEW.run_id IS NOT NULL
-    BEGIN {_INDEX_TEXT} {_INDEX_FINALS} END;;
-CREATE TRIGGER runs_update_text AFTER UPDATE OF run_id, {_TEXT_COLUMNS}, params_json ON runs
-    WHEN NEW.run_id IS NOT NULL BEGIN {_FORGET_TEXT.format("OLD")} {_INDEX_TEXT} END;;
+    BEGIN {_INDEX_TEXT} {_INDEX_FINALS} {_MARK_ALL}
+    DELETE FROM metric_summary WHERE run_id = NEW.run_id AND NEW.deleted_at IS NOT NULL; END;;
+CREATE TRIGGER runs_update_text AFTER UPDATE OF run_id, {", ".join(_NAMES[:-1])}, note, timestamp,
+    params_json, deleted_at ON runs WHEN NEW.run_id IS NOT NULL
+    BEGIN {_FORGET_TEXT.format("OLD")} {_INDEX_TEXT} END;;
+CREATE TRIGGER runs_update_status AFTER UPDATE OF status ON runs BEGIN
+    UPDATE run_text SET status = NEW.status WHERE run_id = NEW.run_id
+        AND status IS NOT NEW.status; END;;
 CREATE TRIGGER runs_update_finals AFTER UPDATE OF run_id, final_metrics_json ON runs
     WHEN NEW.run_id IS NOT NULL BEGIN {_FORGET_FINALS.format("OLD")} {_INDEX_FINALS} END;;
-CREATE TRIGGER runs_delete AFTER DELETE ON runs
-    BEGIN {_FORGET_TEXT.format("OLD")} {_FORGET_FINALS.format("OLD")} END;;
+CREATE TRIGGER runs_update_trash AFTER UPDATE OF run_id, deleted_at ON runs
+    WHEN OLD.deleted_at IS NOT NEW.deleted_at OR OLD.run_id IS NOT NEW.run_id BEGIN
+    DELETE FROM metric_summary WHERE run_id IN (OLD.run_id, NEW.run_id);
+    {_INDEX_FINALS} {_MARK_ALL} END;;
+CREATE TRIGGER runs_delete AFTER DELETE ON runs BEGIN {_FORGET_TEXT.format("OLD")}
+    DELETE FROM metric_summary WHERE run_id = OLD.run_id; END;;
 CREATE TRIGGER run_metrics_replace BEFORE INSERT ON run_metrics  -- REPLACE fires no DELETE trigger
     WHEN NEW.id <> -1 AND NEW.id <= (SELECT id FROM summarised)  -- -1: SQLite will choose the id
     BEGIN INSERT OR IGNORE INTO stale SELECT run_id, metric_name FROM run_metrics WHERE
@@ -1209,11 +1287,11 @@ CREATE INDEX runs_timestamp ON runs (timestamp, run_id);;
 CREATE INDEX runs_duration ON runs (duration_s, run_id);;
 CREATE INDEX runs_command ON runs (command, timestamp);;
 CREATE INDEX runs_note ON runs (note, timestamp) WHERE note IS NOT NULL;;
+CREATE INDEX runs_activity ON runs (experiment_name, {_ACTIVITY});;
 CREATE INDEX runs_deleted ON runs (deleted_at) WHERE deleted_at IS NOT NULL;;
 CREATE INDEX runs_parent ON runs (parent_run_id) WHERE parent_run_id IS NOT NULL;;
 """ + "".join(f"CREATE INDEX runs_{column} ON runs ({column}, timestamp, run_id);;" for column in (
-    "experiment_name", "model_name", "task_name", "dataset_id", "status", "hostname",
-    "git_hash")) + (
+    *_NAMES, "hostname", "git_hash")) + (
     "UPDATE runs SET params_json = params_json, final_metrics_json = final_metrics_json")
 
 
@@ -1226,7 +1304,7 @@ def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Co
     conn.text_factory = lambda raw: raw.decode("utf-8", "replace")      # plain SQL wrote other text
     conn.create_function("folded_in", 2, deterministic=True,            # for more than ASCII
                          func=lambda part, text: part.casefold() in str(text).casefold())
-    wanted = "SELECT 1 FROM sqlite_master WHERE name = 'runs_git_hash'"  # the newest of its parts
+    wanted = "SELECT 1 FROM sqlite_master WHERE name = 'tally'"          # the newest of its parts
     if conn.execute(wanted).fetchone():
         return conn
     if mode == "ro":
@@ -1313,8 +1391,8 @@ def close_dead(conn: sqlite3.Connection, run_id: str, words: str, part: str | No
     if last:
         words += f", {kind} {str(last)[:19].replace('T', ' ')} UTC" + _memory_at(conn, run_id, last)
     conn.execute("UPDATE runs SET status = 'killed', end_reason = :words, ended_at = :last, "
-                 "duration_s = round((julianday(:last) - julianday(timestamp)) * 86400, 3) "
-                 "WHERE run_id = :run_id", {"words": words, "last": last, "run_id": run_id})
+                 f"duration_s = round({lab_logger.LASTED_S}, 3) WHERE run_id = :run_id",
+                 {"words": words, "last": last, "run_id": run_id})
 
 
 def _memory_at(conn: sqlite3.Connection, run_id: str, last: str) -> str:
@@ -1413,8 +1491,7 @@ def query_of(conn: sqlite3.Connection, given: dict[str, Any]) -> RunQuery:
 def _unknown(conn: sqlite3.Connection, kind: str, name: str) -> str:
     """Say that no run has a metric or param, and which are named alike; "" where one has it."""
     table, key = NAMED[kind]
-    if conn.execute(f"SELECT 1 FROM {table} WHERE {key} = ? AND +run_id IN (SELECT run_id FROM "
-                    f"runs) AND +run_id NOT IN ({_IN_TRASH}) LIMIT 1", (name,)).fetchone():
+    if conn.execute(f"SELECT 1 FROM {table} WHERE {key} = ? LIMIT 1", (name,)).fetchone():
         return ""
     names = [row[0] for row in conn.execute(             # from name to name, not from run to run
         f"WITH RECURSIVE names (name) AS (SELECT min({key}) FROM {table} UNION ALL SELECT "
@@ -1482,8 +1559,8 @@ def list_runs(conn: sqlite3.Connection, query: RunQuery, *, limit: int, offset: 
 def count_runs(conn: sqlite3.Connection, query: RunQuery) -> int:
     """Count the runs that a query keeps."""
     with _bounded(conn, query):
-        return conn.execute(f"SELECT count(*) FROM runs r WHERE {query.conditions()}",
-                            query.bound).fetchone()[0]
+        found = conn.execute(query.count(), query.bound).fetchone()
+        return found[0] if found else 0
 
 
 # The last point of each of a run's metrics at the epoch (or step) of the best: found by halving,
@@ -1534,6 +1611,8 @@ def _summaries(conn: sqlite3.Connection, rows: list[tuple],
 
     System metrics are left out but for those that the query, which has `bound`, is about.
     """
+    if not rows:
+        return []
     named = [(bound or {}).get(key) for key in ("metric_name", "sort_name")]
     finals: dict[str, dict] = {row[0]: {} for row in rows}
     epochs: dict[str, int] = {}
@@ -1842,7 +1921,8 @@ def set_direction(conn: sqlite3.Connection, metric_name: str, way: str | None) -
         conn.execute("DELETE FROM metric_directions WHERE metric_name = ?", (metric_name,))
         if way is not None:
             conn.execute("INSERT INTO metric_directions VALUES (?, ?)", (metric_name, way))
-    return list_metrics(conn, "metric_name = ?", metric_name)[0]
+    return next(metric for metric in list_metrics(conn, with_system=True)
+                if metric["metric_name"] == metric_name)
 
 
 def set_note(conn: sqlite3.Connection, run_id: str, note: str | None) -> dict:
@@ -1867,46 +1947,55 @@ def restore_run(conn: sqlite3.Connection, run_id: str) -> str:
     with lab_logger.transaction(conn):
         run_id = resolve(conn, run_id, is_trash=True)
         conn.execute("UPDATE runs SET deleted_at = NULL WHERE run_id = ?", (run_id,))
+        refresh(conn)
     return run_id
+
+
+def _tallies(conn: sqlite3.Connection, kind: str) -> list[tuple[str, int]]:
+    """List what of a kind of name the lab has, as (name, number of runs), most runs first."""
+    return conn.execute("SELECT name, n_runs FROM tally WHERE kind = ? AND n_runs > 0 "
+                        "ORDER BY n_runs DESC, name", (kind,)).fetchall()
 
 
 def list_experiments(conn: sqlite3.Connection) -> list[dict]:
     """List experiments as ExperimentSummary dicts, latest activity first."""
-    return [dict(zip(ExperimentSummary.model_fields, row, strict=True)) for row in conn.execute(
-        "SELECT experiment_name, count(*), sum(status = 'running'), nullif(max(max("
-        "ifnull(timestamp, ''), ifnull(ended_at, ''), ifnull(heartbeat_at, ''))), '') AS latest "
-        f"FROM runs WHERE {_VISIBLE} GROUP BY experiment_name ORDER BY latest DESC, 1")]
+    running = dict(conn.execute(f"SELECT experiment_name, count(*) FROM runs WHERE {_VISIBLE} "
+                                "AND status = 'running' GROUP BY experiment_name").fetchall())
+    return [{"experiment_name": name, "n_runs": n_runs, "n_running": running.get(name, 0),
+             "last_activity": latest} for name, n_runs, latest in conn.execute(f"""
+        WITH named AS (SELECT name, n_runs FROM tally WHERE kind = 'experiment_name')
+        SELECT k.name, n_runs, (SELECT nullif({_ACTIVITY}, '') FROM runs
+            WHERE experiment_name IS k.name AND deleted_at IS NULL
+            ORDER BY {_ACTIVITY} DESC LIMIT 1) AS latest
+        FROM (SELECT * FROM named UNION ALL SELECT NULL, n_runs - (
+            SELECT ifnull(sum(n_runs), 0) FROM named) FROM tally WHERE kind = 'run') k
+        WHERE n_runs > 0 ORDER BY latest DESC, k.name""")]
 
 
-_IN_TRASH = "SELECT run_id FROM runs WHERE deleted_at IS NOT NULL"
-
-
-def list_metrics(conn: sqlite3.Connection, which: str = f"NOT {_SYSTEM}",
-                 *bound: str) -> list[dict]:
-    """List metrics as MetricInfo dicts, most runs first."""
+def list_metrics(conn: sqlite3.Connection, with_system: bool = False) -> list[dict]:
+    """List metrics as MetricInfo dicts, most runs first; the machine's only where asked for."""
     way = directions(conn)
     return [{"metric_name": name, "n_runs": n_runs, "direction": way(name)}
-            for name, n_runs in conn.execute(
-                "SELECT metric_name, count(*) FROM metric_summary WHERE run_id IN "
-                f"(SELECT run_id FROM runs) AND run_id NOT IN ({_IN_TRASH}) AND {which} "
-                "GROUP BY metric_name ORDER BY 2 DESC, 1", bound)]
+            for name, n_runs in _tallies(conn, "metric")
+            if with_system or not name.startswith("system/")]
 
 
 def lab_overview(conn: sqlite3.Connection) -> dict:
     """Describe the lab as a Lab dict, without project, version and path."""
     experiments = list_experiments(conn)
-    counts = dict.fromkeys(STATUSES, 0)
-    counts.update(conn.execute(f"SELECT status, count(*) FROM runs WHERE {_VISIBLE} "
-                               "GROUP BY status").fetchall())
-    words = {plural: [{"name": name, "n_runs": n_runs} for name, n_runs in conn.execute(
-        f"SELECT {column}, count(*) FROM runs WHERE {_VISIBLE} AND {column} IS NOT NULL "
-        f"GROUP BY {column} ORDER BY 2 DESC, 1")]
-        for plural, column in (("models", "model_name"), ("datasets", "dataset_id"),
-                               ("tasks", "task_name"))}
+    words = {plural: [{"name": name, "n_runs": n_runs} for name, n_runs in _tallies(conn, column)]
+             for plural, column in (("models", "model_name"), ("datasets", "dataset_id"),
+                                    ("tasks", "task_name"))}
     params = [dict(zip(ParamInfo.model_fields, row, strict=True)) for row in conn.execute(
-        "SELECT param_name, count(*), count(DISTINCT value) + max(value IS NULL) FROM run_params "
-        f"WHERE run_id NOT IN ({_IN_TRASH}) GROUP BY param_name ORDER BY param_name")]
-    return {"n_runs": sum(counts.values()), "counts": counts,
+        # From one value to the next in the index, not from run to run.
+        "SELECT name, n_runs, EXISTS (SELECT 1 FROM run_params WHERE param_name = name AND value "
+        "IS NULL) + (WITH RECURSIVE given(value, n) AS (SELECT min(value), 1 FROM run_params "
+        "WHERE param_name = name UNION ALL SELECT (SELECT min(value) FROM run_params "
+        "WHERE param_name = name AND value > given.value), n + 1 FROM given WHERE value IS NOT "
+        f"NULL AND n < {MAX_COUNTED_VALUES}) SELECT count(value) FROM given) FROM tally "
+        "WHERE kind = 'param' AND n_runs > 0 ORDER BY name")]
+    return {"n_runs": count_runs(conn, RunQuery()),
+            "counts": dict.fromkeys(STATUSES, 0) | dict(_tallies(conn, "status")),
             "last_activity": max((e["last_activity"] for e in experiments if e["last_activity"]),
                                  default=None),
             "experiments": experiments, **words, "params": params, "metrics": list_metrics(conn)}

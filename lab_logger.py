@@ -58,6 +58,7 @@ MAX_TEXT = 1_000             # characters of the repr of an object that JSON can
 MAX_STRING = 1 << 20         # characters of one text among the params
 MAX_DIFF_BYTES = 1 << 20     # of git_diff
 MAX_UNTRACKED_BYTES = 1 << 17  # of one untracked file in git_diff
+MAX_OUTPUT_BYTES = 1 << 22   # of git and nvidia-smi
 SECRET_FILES = (".env*", "*.env", "*.pem", "*.key", "id_rsa*", "id_ed25519*", "*credentials*",
                 "*creds*", "*secrets*", ".netrc")     # never in git_diff
 MAX_BACKLOG_BYTES = 1 << 26  # held in memory while no journal can be written (a full disk)
@@ -167,6 +168,11 @@ METRIC_COLUMNS = {
     "step": "INTEGER",
     "timestamp": "TEXT",              # NULL in rows that came by plain SQL
 }
+# SQL, of a row of runs: how many seconds the run was at work until its last sign of life.
+LASTED_S = """(SELECT 86400 * (julianday(max(ifnull(heartbeat_at, timestamp), timestamp))
+     - julianday(ifnull(max(json_extract(value, '$.at')), timestamp)))
+     + ifnull(max(json_extract(value, '$.spent_s')), 0)
+FROM json_each(CASE WHEN json_valid(resumptions_json) THEN resumptions_json ELSE '{}' END))"""
 NETWORK_KINDS = (r"(nfs4?|cifs|smb3|smbfs|9p|afs|afpfs|ceph|glusterfs|lustre|gpfs|beegfs|webdav|"
                  r"fuse(\..*)?)$")
 
@@ -310,7 +316,7 @@ def git_info(deadline: float) -> dict[str, str | None]:
         if name and len(diff) <= MAX_DIFF_BYTES and time.monotonic() < deadline:
             with contextlib.suppress(OSError):
                 diff += _untracked_diff(os.path.join(os.fsencode(root), name), name)
-    text = _text(diff[:MAX_DIFF_BYTES].decode("utf-8", "replace"))
+    text = _text(diff[:MAX_DIFF_BYTES].decode("utf-8", "replace"), is_code=True)
     if len(diff) > MAX_DIFF_BYTES:
         text += f"\n[cut by lab_logger after {MAX_DIFF_BYTES} bytes]\n"
     return {"git_hash": head or None, "git_diff": text}
@@ -332,13 +338,22 @@ def _untracked_diff(path: bytes, name: bytes) -> bytes:
 
 
 def _output(command: list[str], deadline: float = math.inf) -> bytes:
-    """Run a program and return what it prints; b"" when it is absent, fails or is too slow."""
+    """Run a program and return the first of what it prints; b"" when absent, failing or slow."""
     import subprocess
-    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
-        return subprocess.run(
+    with contextlib.suppress(OSError, ValueError), subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            timeout=max(0.0, min(deadline - time.monotonic(), CAPTURE_WAIT_S)), check=True,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}).stdout
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}) as program:
+        wait_s = max(0.0, min(deadline - time.monotonic(), CAPTURE_WAIT_S))
+        timer = threading.Timer(wait_s, program.kill)
+        timer.start()
+        assert program.stdout is not None
+        found = program.stdout.read(MAX_OUTPUT_BYTES)     # a diff may have gigabytes
+        is_cut = len(found) == MAX_OUTPUT_BYTES
+        if is_cut:
+            program.kill()
+        is_good = not program.wait()
+        timer.cancel()
+        return found if is_good or is_cut else b""
     return b""
 
 
@@ -427,10 +442,10 @@ def system_metrics(last: dict[str, Any]) -> dict[str, float]:
         disk = os.statvfs(".")
         found["disk_percent"] = 100 - 100 * disk.f_bavail / max(1, disk.f_blocks)
         found["disk_free_gib"] = disk.f_bavail * disk.f_frsize / gib
-    if last.get("has_gpu", True):
+    if last.get("n_misses", 0) < 3:               # a busy machine may be slow once
         rows = _nvidia_smi("index,utilization.gpu,memory.used,memory.total,temperature.gpu,"
                            "power.draw", time.monotonic() + 5)
-        last["has_gpu"] = bool(rows)
+        last["n_misses"] = 0 if rows else last.get("n_misses", 0) + 1
         for index, *texts in rows:
             use, memory, total, heat, power = (
                 float(text) if re.fullmatch(r"[\d.]+", text) else None for text in texts)
@@ -488,15 +503,23 @@ def is_secret(name: str) -> bool:
     if re.fullmatch(r"(pad|eos|bos|unk|mask|sep|cls|start|end)_token", words):
         return False                              # a tokenizer's special tokens are no secrets
     return re.search(r"(^|_)(pwd|passwd|passphrase|secrets?|credentials?|(db|user|admin|root)_pass|"
+                     r"(gh|github|gitlab|azure)_pat|"
                      r"(api|access|private|ssh|wandb|encryption|signing)_?keys?|token|(hf|api)_tokens|"
                      r"auth|authorization|bearer|cookies?|jwt|signature|sig)$|password$|(^|_)secret_",
                      words) is not None
 
 
-def _text(text: str) -> str:
-    """Make text fit for the store: secrets in URLs and headers hidden, surrogates spelled out."""
+_PAIR = (r"""(?i)(?<![\w-])(-{0,2}[a-z][\w-]{0,60}=|(["'])[a-z][\w-]{0,60}\2: ?|authorization: ?)"""
+         r"""("[^"\n]*"|'[^'\n]*'|((basic|bearer|token) )?[^\s"',;&)\]}]+)""")
+
+
+def _text(text: str, is_code: bool = False) -> str:
+    """Make text fit for the store: secrets in URLs and pairs hidden, surrogates spelled out."""
     if "earer " in text:
         text = re.sub(r"\b([Bb]earer )[\w.~+/=-]{5,}", r"\1***", text)
+    if "=" in text or ": " in text:               # password=X, {'api_key': 'X'}; not f(token=token)
+        text = re.sub(_PAIR, lambda pair: pair[1] + "***" if is_secret(pair[1]) and not (
+            is_code and pair[3].isidentifier()) else pair[0], text)
     if "://" in text:
         text = re.sub(r"(https?://)[^/\s:@]+@", r"\1***@", text)     # a token alone
         text = re.sub(r"(://[^/\s:@]*:)[^/\s@]+@", r"\1***@", text)
@@ -565,11 +588,15 @@ def jsonable(value, name: str = "", parents: tuple = ()):
             return "***"
         if id(value) in parents or len(parents) > 20:
             return f"<{type(value).__name__}>"
+        is_many = isinstance(value, (list, tuple, set, frozenset)) or (
+            _is_mapping(value) and hasattr(type(value), "__len__"))
+        if parents and is_many and len(value) > 1_000:    # a table, say, is not read
+            return f"<{type(value).__name__} of {len(value)} items>"
         plain, parents = _plain(value), (*parents, id(value))
-        if isinstance(plain, (dict, list)) and len(plain) > 1_000 and len(parents) > 1:
-            return f"<{type(value).__name__} of {len(plain)} items>"
-        if isinstance(plain, list):
-            return [jsonable(item, "", parents) for item in plain]
+        if isinstance(plain, list):               # ["--token", "X"]
+            flags = ["", *(item if isinstance(item, str) and item[:1] == "-" else ""
+                           for item in plain)]
+            return [jsonable(item, flags[i], parents) for i, item in enumerate(plain)]
         return plain if not isinstance(plain, dict) else {
             _text(str(key)): jsonable(item, str(key), parents) for key, item in plain.items()}
     except Exception:  # noqa: BLE001  an object's own methods may raise anything
@@ -651,7 +678,7 @@ def journal_dirs(lab: str) -> list[str]:
     """List where a lab's journals may lie, best first: beside it, in the home, in /tmp."""
     import tempfile
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
-    home = os.path.expanduser(os.path.join("~", ".ai-lab"))
+    home = os.path.abspath(os.path.expanduser(os.path.join("~", ".ai-lab")))
     own = os.path.join(home, re.sub(r"\W+", "_", lab)) if "://" in lab else lab
     return [own + ".journals", os.path.join(home, "journals"),
             os.path.join(tempfile.gettempdir(), f"ai-lab-{user}-journals")]
@@ -789,13 +816,15 @@ def _fold(records: list[dict], run_id: str, part: str, parts: dict, begun: str |
 def _apply(conn, run_id: str, part: str, lines: bytes, end: int, received_from: str | None,
            ahead_s: float) -> None:
     """Write journal lines, which end at byte `end`, into runs and run_metrics."""
-    begun, status, told, known = conn.execute(
-        "SELECT timestamp, status, resumptions_json, artifacts_json FROM runs WHERE run_id = ?",
-        (run_id,)).fetchone() or (None, None, None, None)
+    begun, status, told, known, deleted_at = conn.execute(
+        "SELECT timestamp, status, resumptions_json, artifacts_json, deleted_at FROM runs "
+        "WHERE run_id = ?", (run_id,)).fetchone() or (None,) * 5
     parts = json.loads(told or "{}")
-    records = _parse(lines.splitlines(), run_id)
+    records = _parse([line for line in lines.splitlines() if line], run_id)
     if status is None and "v" not in (records or [{}])[0]:
         raise ValueError("it does not begin as a journal does")
+    if part and part not in parts and deleted_at:
+        raise ValueError(f"run {run_id} is in the trash: `ailab.py restore` brings it back")
     if part and part not in parts and status == "running":
         _refuse_second(conn, run_id, records[0], parts)
     columns, artifacts, rows = _fold(records, run_id, part, parts, begun, ahead_s)
@@ -887,7 +916,27 @@ def post_lines(url: str, journal: str, offset: int, lines: bytes, death: str = "
 
 
 def _call(url: str, timeout_s: float, body: bytes | None = None) -> dict:
-    """Ask a lab server, for JSON; AILAB_TOKEN (or the ?token= of AILAB_URL) opens its door."""
+    """Ask a lab server, for JSON, in a thread: it may drip its headers for ever."""
+    found: list[tuple[Any, Any]] = []
+
+    def ask() -> None:
+        try:
+            found.append((_asked(url, timeout_s, body), None))
+        except Exception as error:  # noqa: BLE001  raised again below
+            found.append((None, error))
+    thread = threading.Thread(target=ask, name="lab_logger", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if not found:
+        raise StoreError("timed out: it has not answered")
+    answer, error = found[0]
+    if error is not None:
+        raise error
+    return answer
+
+
+def _asked(url: str, timeout_s: float, body: bytes | None) -> dict:
+    """Send one request; AILAB_TOKEN (or the ?token= of AILAB_URL) opens the server's door."""
     from http.client import HTTPException
     from urllib import error, request
     token = (setting("AILAB_TOKEN")[0] or setting("AILAB_URL")[0].partition("?token=")[2]).strip()
@@ -999,18 +1048,15 @@ class _Drainer:
         self.conn: Any = None
         self.inode: int | None = None             # of the file that the connection is of
         self.runs: set[Run] = set()
-        self.n_failures, self.n_tried, self.is_trying, self.is_busy = 0, 0, False, False
-        self.is_closing, self.wake = threading.Event(), threading.Event()
+        self.n_failures, self.is_busy, self.is_closing = 0, False, threading.Event()
         _start_thread(self._loop)
 
     def _loop(self) -> None:
         """Every half second while runs live; first of all take in what dead processes left."""
         pause_s, has_looked = DRAIN_EVERY_S, False
-        while not self.is_closing.is_set() or self.is_remote and self.runs:
-            self.wake.wait(pause_s)
-            self.wake.clear()
+        while not self.is_closing.wait(pause_s):
             pause_s = DRAIN_EVERY_S
-            if self.drain_live(30.0):
+            if self.drain_live():
                 if not has_looked:                # beside the lock: live runs need not wait
                     with contextlib.suppress(Exception):  # a broken lab: drain_live() speaks of it
                         _take_in(self.lab, timeout_s=5.0)
@@ -1019,31 +1065,40 @@ class _Drainer:
                 has_looked, longest = False, RETRY_S[0] * 2 ** min(self.n_failures - 1, 20)
                 pause_s = min(longest, RETRY_S[1]) * (0.5 + os.urandom(1)[0] / 255)
 
-    def _take(self, wait_s: float):
-        """Give what drain() hands lines to."""
-        if self.is_remote:
-            return functools.partial(post_lines, self.lab, timeout_s=min(max(wait_s, 0.1), 10.0))
+    def _take(self, deadline: float):
+        """Give what drain() hands lines to, until `deadline`."""
+        wait_s = min(max(0.1, deadline - time.monotonic()), 30.0)
         inode = os.stat(self.lab).st_ino if os.path.exists(self.lab) else None
         if self.conn is not None and self.inode != inode:
             _warn(("gone", self.lab), f"the lab {self.lab!r} was removed or replaced while "
                   "runs were alive: they go whole into the one that is there now")
             self.disconnect()
-        if self.conn is None:
+        if self.conn is None and not self.is_remote:
             self.conn = connect(self.lab, timeout_s=wait_s)
             self.inode = os.stat(self.lab).st_ino
-        self.conn.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
-        return functools.partial(take_lines, self.conn)
+        if self.conn is not None:
+            self.conn.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
 
-    def drain_live(self, wait_s: float, only: Run | None = None) -> bool:
-        """Drain the live runs, or one; False when the lab would not have it. Never raises."""
+        take: Any = (functools.partial(take_lines, self.conn) if self.conn is not None else
+                     functools.partial(post_lines, self.lab, timeout_s=min(wait_s, 10.0)))
+
+        def take_in_time(*lines) -> tuple[int, str | None]:
+            if time.monotonic() > deadline:
+                raise StoreError("timed out: it is slow")
+            return take(*lines)
+        return take_in_time
+
+    def drain_live(self, wait_s: float = math.inf, only: Run | None = None) -> bool:
+        """Drain the live runs, or one; False when the lab has not all in time. Never raises."""
+        if only and self.is_remote and self.n_failures:
+            return False                          # training waits for no server that is away
         deadline = time.monotonic() + wait_s
-        if not self.lock.acquire(timeout=wait_s):
+        if not self.lock.acquire(timeout=min(wait_s, 30.0)):
             self.is_busy = True
             return False
-        self.is_trying = True
         try:
             for run in [only] if only else list(self.runs):
-                self._drain_run(run, max(0.0, deadline - time.monotonic()))
+                self._drain_run(run, deadline)
             self.n_failures = 0
         except Exception as error:  # noqa: BLE001  whatever the lab does, training goes on
             self.n_failures += 1
@@ -1055,23 +1110,8 @@ class _Drainer:
             self.disconnect()
             raise
         finally:
-            self.is_trying, self.n_tried = False, self.n_tried + 1
             self.lock.release()
         return not self.n_failures
-
-    def settle(self, wait_s: float, only: Run | None = None) -> bool:
-        """Have the live runs, or one, in the lab within `wait_s`; False where that failed."""
-        if not self.is_remote:
-            return self.drain_live(wait_s, only)
-        if only and self.n_failures:
-            return False                          # training waits for no server that is away
-        deadline, n_old = time.monotonic() + wait_s, self.n_tried + self.is_trying
-        self.wake.set()                           # a server may drip: its thread alone waits for it
-        while self.runs and (not only or only in self.runs):
-            if self.n_failures and self.n_tried > n_old or time.monotonic() > deadline:
-                return False
-            time.sleep(0.01)
-        return True
 
     def _warn_kept(self, why: object) -> None:
         folders = " and ".join(sorted({os.path.dirname(run.path) for run in list(self.runs)}))
@@ -1080,15 +1120,15 @@ class _Drainer:
         _warn((self.lab, "cannot"), f"the lab {self.lab!r} cannot take in runs at present ({why}); "
               f"training goes on, every point is kept in {folders} and is taken in {then}")
 
-    def _drain_run(self, run: Run, wait_s: float) -> None:
+    def _drain_run(self, run: Run, deadline: float) -> None:
         run._may_move = time.monotonic() > run._moved + 10   # there may be room by now
         run._write(b"")                           # what a full disk kept back
         try:
             size = os.stat(run.path).st_size
             if run.is_over or size > run.taken_in:
                 # How a run that is over stands must be asked: its last lines may be in already.
-                offset = 0 if run.is_over else run.taken_in
-                if drain(self._take(wait_s), run.path, offset) and run.is_over:
+                offset, run.taken_in = 0 if run.is_over else run.taken_in, 0   # 0 where it fails
+                if drain(self._take(deadline), run.path, offset) and run.is_over:
                     run._leave("it was over")     # Windows removes no open file
                     _remove(run.path)
                     self.runs.discard(run)
@@ -1113,7 +1153,7 @@ class _Drainer:
         deadline = time.monotonic() + wait_s
         while self.runs and time.monotonic() < deadline:
             wait_s = max(0.1, deadline - time.monotonic())
-            if not self.settle(wait_s if self.is_remote else min(wait_s, 1.0)) \
+            if not self.drain_live(wait_s if self.is_remote else min(wait_s, 1.0)) \
                     and not self.is_busy:         # SQLite hears no Ctrl-C while it waits
                 break                             # a broken lab does not mend within seconds
             if self.runs:
@@ -1174,8 +1214,8 @@ def _at_exit() -> None:
     deadline = time.monotonic() + EXIT_WAIT_S
     with contextlib.suppress(KeyboardInterrupt):  # enough of waiting: the journals are kept
         for run in _live_runs():
-            run.finish(error=getattr(sys, "last_value", None), wait_s=0,   # what ended the script
-                       how="the process ended before finish() was called")
+            last = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+            run.finish(error=last, wait_s=0, how="the process ended before finish() was called")
         for drainer in list(_drainers.values()):
             drainer.close(max(0.1, deadline - time.monotonic()))
 
@@ -1254,7 +1294,8 @@ class Run:
             "params_json": _dumps(values), "parent_run_id": parent.run_id if parent else None}}
         if part:
             head["resume"] = {"at": self._resumed_at, **who, "git_hash": facts.get("git_hash"),
-                              "params": values, "replaces": self._replaces}
+                              "params": values, "replaces": self._replaces,
+                              "spent_s": self._spent_s}
             if "://" in self.lab and not self._may_begin(part, head):
                 part = ""
                 del head["resume"]
@@ -1309,10 +1350,8 @@ class Run:
                 conn.execute("INSERT INTO runs (run_id) VALUES (?) ON CONFLICT DO NOTHING",
                              (run_id,))
                 deleted_at, *state = conn.execute(
-                    "SELECT deleted_at, status, hostname, pid, process_key, heartbeat_at, "
-                    "ifnull(duration_s, 86400 * (julianday(heartbeat_at) - julianday(timestamp))) "
-                    "FROM runs "
-                    "WHERE run_id = ?", (run_id,)).fetchone()
+                    "SELECT deleted_at, status, hostname, pid, process_key, heartbeat_at, ifnull("
+                    f"duration_s, {LASTED_S}) FROM runs WHERE run_id = ?", (run_id,)).fetchone()
                 if deleted_at:
                     raise ValueError("it is in the trash: `ailab.py restore` brings it back")
                 self._check_dead(*state)
@@ -1439,7 +1478,7 @@ class Run:
 
     def _lose(self, why: str) -> None:
         if self._backlog:
-            self._backlog.clear()
+            self._backlog[:] = b"\n"              # the first of it may be half written
             _warn(("lost", self.run_id), f"points of run {self.run_id} are lost: {why}")
 
     def log_artifact(self, path, **ignored) -> None:
@@ -1503,7 +1542,8 @@ class Run:
         with self._lock:
             if not self._backlog:
                 self._leave("it was over")
-        self._drainer.settle(wait_s, only=self)
+        if wait_s:
+            self._drainer.drain_live(wait_s, only=self)
         if self._wandb is not None:
             with _harmless("the run's end could not be told to W&B"):
                 self._wandb.summary.update(finals)
@@ -1805,15 +1845,18 @@ class _Live(dict):
         super().__init__()
         self.__dict__.update(_run=run, _column=column, _as_json=as_json)
 
-    def __setitem__(self, name, value) -> None:
-        self.update({name: value})
+    def _change(self, method, *args, **kwargs):
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            with _harmless("a change of config or summary was not recorded"):
+                self._run._append(set={self._column: _dumps(self._as_json(self))})
 
     def update(self, values: Any = (), allow_val_change: object = None,   # type: ignore[override]
                **named) -> None:
         with _harmless("a change of config or summary was not recorded"):
-            super().update(values if isinstance(values, (dict, list, tuple)) else _plain(values),
-                           **named)
-            self._run._append(set={self._column: _dumps(self._as_json(self))})
+            self._change(dict.update, values if isinstance(values, (dict, list, tuple))
+                         else _plain(values), **named)
 
     def __getattr__(self, name):
         if name in self:
@@ -1826,7 +1869,10 @@ class _Live(dict):
     def __reduce__(self):                         # a copy is a plain dict
         return dict, (dict(self),)
 
-    __setattr__ = __setitem__
+
+for _name in ("__setitem__", "__delitem__", "__ior__", "setdefault", "pop", "popitem", "clear"):
+    setattr(_Live, _name, functools.partialmethod(_Live._change, getattr(dict, _name)))
+_Live.__setattr__ = _Live.__setitem__             # type: ignore[assignment]
 
 
 def init(project: str | None = None, *, name: str | None = None, config: Any = None,
@@ -1839,12 +1885,23 @@ def init(project: str | None = None, *, name: str | None = None, config: Any = N
     note = " · ".join(str(text) for text in (name, notes, *(tags or ())) if text)
     if (before := _current.get()) and ignored.get("reinit"):
         before.finish()
-    run = Run(project, task_name=job_type, note=note or None, params=config,
-              run_id=id if resume else None)
+    is_off = "disabled" in (ignored.get("mode"), os.environ.get("WANDB_MODE"))
+    run = (_Unrecorded if is_off else Run)(project, task_name=job_type, note=note or None,
+                                           params=config, run_id=id if resume else None)
     run._token, run.name = _current.set(run), name or run.run_id
     with contextlib.suppress(Exception):          # as given: a script may use what is secret
         dict.update(run.config, _plain(config))
     return run
+
+
+class _Unrecorded(Run):
+    """A run of mode="disabled": it takes every call and leaves no trace."""
+
+    def _begin(self, *_) -> None:
+        pass
+
+    def _write(self, line: bytes) -> None:
+        pass
 
 
 def finish(exit_code: int | None = None, **ignored: object) -> None:

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import NamedTuple
@@ -908,6 +909,91 @@ def test_secrets_in_odd_places_never_reach_the_store(db_path):
     )
     run = only_run(db_path)
     assert secret not in run["params_json"] and "&n=1" in run["params_json"]
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("login failed: password=hunter2", "login failed: password=***"),
+    ("Settings(api_key='hunter2 x', lr=0.1)", "Settings(api_key=***, lr=0.1)"),
+    ('{"api_key": "hunter2", "n": 1}', '{"api_key": ***, "n": 1}'),
+    ("Authorization: Basic aHVudGVyMg==", "Authorization: ***"),
+    ("run --token=hunter2 --max_tokens=5", "run --token=*** --max_tokens=5"),
+    ("unexpected token: 'foo' in (n,k),signature: x", None),
+    ("n_tokens=5, tokenizer=bpe, a == b, x=1", None),
+])
+def test_secret_inside_a_text_is_hidden_and_the_rest_of_it_kept(db_path, text, told):
+    with pytest.raises(ValueError):
+        log_run(lambda text: int(text))(text)
+    run = only_run(db_path)
+    assert json.loads(run["params_json"])["text"] == (told or text)
+    assert (told or text).partition("***")[2] in run["error"]
+    assert told is None or ("hunter2" not in run["error"] + run["end_reason"])
+
+
+def test_secret_behind_its_flag_in_a_list_is_hidden(db_path):
+    log_run(lambda args: None)(["--token", "hunter2", "--lr", "0.1", "-p", "x"])
+    assert json.loads(only_run(db_path)["params_json"])["args"] == [
+        "--token", "***", "--lr", "0.1", "-p", "x"]
+
+
+def test_code_that_only_names_a_secret_stays_whole_in_the_diff():
+    code = 'login(token=token)\nlogin(token="hunter2")\n'
+    assert lab_logger._text(code, is_code=True) == 'login(token=token)\nlogin(token=***)\n'
+
+
+@pytest.mark.timeout(20)
+def test_long_text_without_secrets_costs_no_more_than_its_length():
+    for text in ("a-" * 500_000, "a=" * 500_000, "'a': " * 200_000, "authorization: " * 60_000):
+        assert len(lab_logger._text(text)) <= len(text)
+
+
+def test_large_table_among_the_params_is_not_read(db_path):
+    class Table:
+        def keys(self):
+            raise AssertionError("read")
+
+        def __getitem__(self, name):
+            raise AssertionError("read")
+
+        def __len__(self):
+            return 5_000_000
+    log_run(lambda table, lr: None)(Table(), 0.1)
+    assert json.loads(only_run(db_path)["params_json"]) == {
+        "table": "<Table of 5000000 items>", "lr": 0.1}
+
+
+@pytest.mark.timeout(30)                          # a program that is not ended goes on for ever
+def test_diff_without_end_is_cut_and_its_program_ended(tmp_path, db_path, monkeypatch):
+    program = tmp_path / "git"
+    program.write_text(f"#!{sys.executable}\nimport sys\n"
+                       "if 'diff' in sys.argv:\n    while True:\n        print('+' * 10_000)\n"
+                       f"print({str(tmp_path)!r})\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(lab_logger, "CAPTURE_WAIT_S", 1_000)
+    found = lab_logger.git_info(math.inf)
+    assert len(found["git_diff"]) < lab_logger.MAX_DIFF_BYTES + 100
+    assert "[cut by lab_logger after" in found["git_diff"]
+
+
+@pytest.mark.timeout(30)
+def test_program_that_prints_and_hangs_is_ended_at_the_deadline():
+    code = "import time; print('x', flush=True); time.sleep(1000)"
+    assert lab_logger._output([sys.executable, "-c", code], time.monotonic() + 1) == b""
+
+
+def test_lines_after_a_torn_and_lost_one_are_taken_in_whole(db_path, monkeypatch):
+    lab_logger._warned.clear()
+    with start_run() as run:
+        log(epoch=1, loss=1.0)
+        write = os.write
+        with monkeypatch.context() as patched:
+            patched.setattr(lab_logger, "MAX_BACKLOG_BYTES", 10)
+            patched.setattr(run, "_may_move", False)
+            patched.setattr(os, "write", lambda fd, line: write(fd, line[:5])
+                            if len(line) > 40 else (_ for _ in ()).throw(OSError(28, "full")))
+            log(epoch=2, loss=2.0)
+        log(epoch=3, loss=3.0)
+    assert points(db_path, "loss") == [(1, 1.0), (3, 3.0)]
 
 
 def test_interpreter_without_argv_or_sqlite_trains_all_the_same(db_path):

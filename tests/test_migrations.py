@@ -227,7 +227,9 @@ def test_a_store_that_only_the_logger_has_opened_gets_its_summaries_from_the_ser
 
 OLD_INDEX = """
 DROP TABLE summarised;
-DROP INDEX runs_git_hash;
+DROP TABLE tally;
+DROP TRIGGER metric_insert;
+DROP TRIGGER metric_delete;
 DROP TRIGGER run_metrics_replace;
 CREATE TRIGGER run_metrics_insert AFTER INSERT ON run_metrics BEGIN
     INSERT INTO metric_summary (run_id, metric_name, value, n_points)

@@ -10,12 +10,17 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from processes import ROOT, TOKEN, LabServer, Stub, environment, forward, rows, train, wait_until
+
+import ailab
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the signals here are POSIX's")
 
@@ -447,12 +452,9 @@ def test_several_syncs_at_once_double_nothing(server, begin, tmp_path):
         training.log(400)
         training.end()
     server.start()
-    threads = [threading.Thread(target=sync, args=(server, tmp_path / f"empty{n}"))
-               for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda n: sync(server, tmp_path / f"empty{n}"), range(4)))
+    assert [(code, told) for code, _, told in done] == [(0, "")] * 4
     assert losses(server) == [("finished", logged(400))] * 3
     assert os.listdir(folder_of(server.url)) == []
 
@@ -546,6 +548,46 @@ def test_run_whose_id_begins_anothers_is_not_taken_for_it(server, begin):
     wait_until(lambda: len(losses(server)) == 4)
     assert {run_id for run_id, in rows(server.db_path, "SELECT run_id FROM runs")} == {
         "job-1234567", "job-123456", "job-12345678", "job-12345"}
+
+
+def test_run_in_the_trash_of_a_server_is_not_resumed(server, begin):
+    server.start()
+    first = begin(RESUME, AILAB_RUN_ID="job-1")
+    first.log(2)
+    first.end()
+    conn = ailab.open_lab(server.db_path)
+    ailab.delete_run(conn, "job-1")
+    conn.close()
+    second = begin(RESUME, AILAB_RUN_ID="job-1")
+    second.log(3)
+    (told,) = second.end()
+    assert "is in the trash" in told and "a run of its own" in told
+    assert rows(server.db_path, "SELECT run_id = 'job-1', deleted_at IS NULL FROM runs "
+                "ORDER BY timestamp") == [(1, 0), (0, 1)]
+    assert ("finished", logged(3)) in losses(server)
+
+
+def test_server_that_drips_its_headers_holds_no_resumed_run_back(server, begin):
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        def drip():
+            with contextlib.suppress(OSError):
+                while True:
+                    client = door.accept()[0]
+                    threading.Thread(target=drop_by_drop, args=(client,), daemon=True).start()
+
+        def drop_by_drop(client):
+            with contextlib.suppress(OSError), client:
+                for letter in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 10_000:
+                    client.sendall(bytes([letter]))
+                    time.sleep(0.2)
+        threading.Thread(target=drip, daemon=True).start()
+        url = f"http://127.0.0.1:{door.getsockname()[1]}"
+        training = begin(RESUME.replace("EXIT_WAIT_S =", "EXIT_WAIT_S, lab_logger.FINISH_WAIT_S =")
+                         .replace("(0.05, 0.2), 1.0", "(0.05, 0.2), 1.0, 0.3"),
+                         AILAB_RUN_ID="job-1", AILAB_URL=url)
+        training.log(3)
+        (told,) = training.end()                  # its limit is 30 s; the header takes half an hour
+    assert "could not be asked (timed out" in told and "it is resumed" in told
 
 
 def test_of_many_that_resume_at_once_over_the_server_one_goes_on(server, begin):

@@ -125,6 +125,21 @@ def test_of_many_that_resume_at_once_one_goes_on_and_the_others_are_runs_of_thei
     assert len(rows(db_path, "SELECT * FROM runs")) == 4
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_duration_of_a_run_killed_twice_leaves_out_the_time_between(db_path):
+    for first in (0, 6):
+        with start(db_path, first, first + 100, 0.05) as process:
+            for _ in range(6):
+                process.stdout.readline()
+            process.kill()
+            process.stdout.read()
+            process.stderr.close()
+        # A pause of an hour: before the second part, and after it nothing that counts.
+        rows(db_path, "UPDATE runs SET timestamp = ?", lab_logger.utc(time.time() - 3600))
+    (run,) = rows(db_path, "SELECT * FROM runs")
+    assert run["status"] == "killed" and 0.4 <= run["duration_s"] < 60
+
+
 def test_finished_run_may_be_trained_further(db_path):
     with start_run("more", run_id="more-1", params={"lr": 1}):
         log(epoch=1, loss=0.5)

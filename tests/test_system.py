@@ -76,13 +76,13 @@ def test_only_gpus_that_the_process_may_see_are_measured(nvidia_smi, monkeypatch
     assert {name.split(".")[1] for name in measured() if "gpu" in name} == gpus
 
 
-def test_machine_without_gpus_is_asked_once(nvidia_smi):
+def test_machine_without_gpus_is_asked_three_times_and_no_more(nvidia_smi):
     nvidia_smi.write_text(f"#!{sys.executable}\nimport sys\n"
                           f"open({str(nvidia_smi) + '.asked'!r}, 'a').write('x')\nsys.exit(9)\n")
     last = {}
-    for _ in range(3):
+    for _ in range(5):
         assert not any("gpu" in name for name in lab_logger.system_metrics(last))
-    assert Path(str(nvidia_smi) + ".asked").read_text() == "x"
+    assert Path(str(nvidia_smi) + ".asked").read_text() == "xxx"   # one slow answer is forgiven
 
 
 def test_memory_is_that_of_the_tightest_control_group(monkeypatch):

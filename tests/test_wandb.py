@@ -259,6 +259,40 @@ def test_mirror_that_cannot_begin_costs_one_sentence(tmp_path):
     assert rows(str(tmp_path / "lab.db"), "SELECT count(*) FROM run_metrics") == [(2 * 3 * 4,)]
 
 
+def test_every_change_of_config_is_recorded(tmp_path):
+    script = """
+import lab_logger as wandb
+run = wandb.init(config={"lr": 0.1, "a": 1, "b": 2, "c": 3})
+print(run.config.setdefault("depth", 4), run.config.setdefault("lr", 9), run.config.pop("a"))
+del run.config["b"]
+run.config |= {"width": 5}
+print(sorted(run.config))
+"""
+    code, stdout, stderr = execute(script, tmp_path, DB_PATH=str(tmp_path / "lab.db"))
+    assert (code, stdout) == (0, "4 0.1 1\n['c', 'depth', 'lr', 'width']\n"), stderr
+    ((params,),) = rows(str(tmp_path / "lab.db"), "SELECT params_json FROM runs")
+    assert json.loads(params) == {"lr": 0.1, "c": 3, "depth": 4, "width": 5}
+
+
+@pytest.mark.parametrize(("mode", "variables"),
+                         [('"disabled"', {}), ("None", {"WANDB_MODE": "disabled"})])
+def test_disabled_mode_trains_and_leaves_no_trace(tmp_path, mode, variables):
+    script = f"""
+import lab_logger as wandb
+run = wandb.init(project="p", config={{"lr": 0.1}}, mode={mode})
+wandb.config.update({{"n": 2}})
+for epoch in range(wandb.config.n):
+    wandb.log({{"loss": wandb.config.lr / (1 + epoch)}})
+wandb.summary["best"] = 1
+wandb.log_artifact("script.py")
+wandb.finish()
+print(run.config.lr, run.summary["best"])
+"""
+    code, stdout, stderr = execute(script, tmp_path, DB_PATH=str(tmp_path / "lab.db"), **variables)
+    assert (code, stdout, stderr) == (0, "0.1 1\n", "")
+    assert not list(tmp_path.glob("lab.db*"))
+
+
 def test_what_scripts_of_wandb_also_write_ends_none_of_them(tmp_path):
     script = """
 import argparse, copy
