@@ -56,6 +56,12 @@ JSON_VERBS = [
     (("runs", "--metric_name", "accuracy", "--metric_min", "0.9"),
      "/runs?metric_name=accuracy&metric_min=0.9"),
     (("runs", "--q", "publish iris"), "/runs?q=publish+iris"),
+    (("runs", "--where", "metrics.accuracy > 0.9"), "/runs?where=metrics.accuracy+%3E+0.9"),
+    (("runs", "--sort", "metrics.val_loss", "--by", "best"), "/runs?sort=metrics.val_loss&by=best"),
+    (("compare", BEST, "10a1b2c3", "--by", "max"),
+     f"/runs/compare?ids={BEST}&ids=10a1b2c3&by=max"),
+    (("leaderboard", "accuracy", "--where", "params.learning_rate < 1", "--by", "min"),
+     "/runs/leaderboard?metric_name=accuracy&where=params.learning_rate+%3C+1&by=min"),
     (("show", BEST), f"/runs/{BEST}"),
     (("compare", BEST, "10a1b2c3"), f"/runs/compare?ids={BEST}&ids=10a1b2c3"),
     (("leaderboard", "accuracy"), "/runs/leaderboard?metric_name=accuracy"),
@@ -182,6 +188,23 @@ def test_leaderboard_ranks_the_runs(cli):
     assert "54e5f6a7" in out and "10a1b2c3" not in out
 
 
+def test_a_leaderboard_by_another_value_than_the_final_one_shows_its_epoch(cli):
+    code, out, _ = cli("leaderboard", "val_loss", "--top_k", "1", "--by", "max")
+    assert code == 0
+    assert "metric_epoch" in out and "5.1" in out
+    code, out, _ = cli("runs", "--sort", "metrics.val_loss", "--by", "max", "--limit", "1")
+    assert code == 0
+    assert "metric_epoch" in out and "5.1" in out
+
+
+def test_direction_sets_which_way_a_metric_is_better(cli):
+    assert cli("direction", "accuracy", "minimize")[:2] == (0, "accuracy: minimize\n")
+    assert "better: minimize" in cli("leaderboard", "accuracy")[1]
+    code, out, _ = cli("direction", "accuracy", "auto", "--json")
+    assert (code, json.loads(out)) == (0, {"metric_name": "accuracy", "n_runs": 12,
+                                           "direction": "maximize"})
+
+
 def test_metrics_prints_a_runs_curves(cli):
     code, out, _ = cli("metrics", BEST)
     assert code == 0
@@ -278,6 +301,8 @@ def test_control_characters_in_a_run_never_reach_the_terminal(cli, lab):
     (("runs", "--limit", "-1"), "limit"), (("runs", "--status", "paused"), "paused"),
     (("runs", "--sort", "colour"), "colour"), (("metrics", "ffffffff"), "'ffffffff'"),
     (("note", "ffffffff", "x"), "'ffffffff'"), (("delete", "ffffffff"), "'ffffffff'"),
+    (("runs", "--where", "metrics.accurcy > 1"), "column 1: no run has a metric 'accurcy'"),
+    (("direction", "accurcy", "auto"), "'accuracy'"),
     (("runs", "--metric_min", "0.5"), "metric_name"), (("note", BEST, "x" * 10_001), "10")])
 def test_an_error_is_one_line_and_exit_code_1(cli, arguments, words):
     code, out, err = cli(*arguments)
@@ -288,7 +313,8 @@ def test_an_error_is_one_line_and_exit_code_1(cli, arguments, words):
 
 
 @pytest.mark.parametrize("arguments", [("runs", "--colour"), ("colour",), ("show",), (),
-                                       ("serve", "--port", "many"), ("note", BEST)])
+                                       ("serve", "--port", "many"), ("note", BEST),
+                                       ("direction", "accuracy", "up")])
 def test_wrong_usage_is_exit_code_2(cli, arguments):
     code, _, err = cli(*arguments)
     assert code == 2

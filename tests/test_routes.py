@@ -27,6 +27,7 @@ ROUTES = {                            # route -> model of the answer
     ("GET", "/curves"): None,
     ("GET", "/experiments"): None,
     ("GET", "/metrics"): None,
+    ("PATCH", "/metrics"): ailab.MetricInfo,
     ("GET", "/lab"): None,
     ("GET", "/openapi.json"): None,
     ("PATCH", "/runs/{run_id}/note"): ailab.RunDetail,
@@ -100,7 +101,9 @@ def test_a_leaderboard_row_is_a_summary_with_its_rank(lab, api):
     board = strict(api("GET", "/runs/leaderboard?metric_name=accuracy")[2])
     assert len(board) == 10
     assert {frozenset(row) for row in board} == {
-        frozenset(SUMMARY_KEYS | {"rank", "metric_name", "metric_value", "direction"})}
+        frozenset(SUMMARY_KEYS | {"rank"} | set(ailab.Ranked.model_fields))}
+    best = strict(api("GET", "/runs/leaderboard?metric_name=accuracy&by=best")[2])
+    assert len(TypeAdapter(list[ailab.LeaderboardRow]).validate_python(best, strict=True)) == 10
     assert board[0]["rank"] == 1
 
 
@@ -141,6 +144,17 @@ def test_a_question_is_answered_with_its_parts(lab, api):
         "answered_by", "steps", "previous_note"}
     assert answer["answered_by"] == "builtin planner"
     assert {lab.ids["lr_01"], lab.ids["svm_01"]} & set(answer["used_run_ids"])
+
+
+@pytest.mark.parametrize("name", ["accuracy", "val/acc", "..", "a b", "größe"])
+def test_a_direction_that_is_set_is_answered_and_kept(lab, api, name):
+    lab.conn.execute("UPDATE runs SET final_metrics_json = ? WHERE run_id = ?",
+                     (json.dumps({name: 1}), lab.ids["svm_01"]))
+    for way in ("minimize", "maximize", "minimize", None):
+        status, _, told = api("PATCH", "/metrics", {"metric_name": name, "direction": way})
+        assert (status, told["metric_name"], told["direction"]) == (200, name, way or "maximize")
+        assert told in api("GET", "/metrics")[2]
+        assert told in api("GET", "/lab")[2]["metrics"]
 
 
 def test_a_deleted_run_is_named_with_its_time(lab, api, url):
@@ -516,7 +530,7 @@ def test_openapi_describes_every_parameter_of_the_list(document):
     assert described == {
         "dataset_id", "experiment_name", "model_name", "task_name", "status", "command_substring",
         "note_substring", "from_timestamp", "to_timestamp", "metric_name", "metric_min",
-        "metric_max", "q", "sort", "order", "limit", "offset"}
+        "metric_max", "by", "where", "q", "sort", "order", "limit", "offset"}
 
 
 def test_every_reference_in_openapi_leads_somewhere(document):

@@ -675,7 +675,7 @@ TRUE_FALSE = [(template.replace("?", "1=1"), template.replace("?", "1=2")) for t
     "\"accuracy\" NEAR (?)", "\x00' OR ?--", "json_extract('{}', '$') OR ?")]
 PARAMETERS = ["dataset_id", "experiment_name", "model_name", "task_name", "status",
               "command_substring", "note_substring", "from_timestamp", "to_timestamp",
-              "metric_name", "metric_min", "q", "sort", "order", "limit", "offset"]
+              "metric_name", "metric_min", "by", "where", "q", "sort", "order", "limit", "offset"]
 
 
 @pytest.mark.parametrize("parameter", PARAMETERS)
