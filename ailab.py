@@ -2973,7 +2973,7 @@ def cmd_show(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any
             "duration": run["duration_s"] is not None and f"{run['duration_s']:.1f} s",
             "resumed": "; ".join(
                 f"{told['at']} on {told['hostname']}" + "".join(
-                    f", {name} {value!r}" for name, value in flatten(told["params"]).items()
+                    f", {name} {value!r}" for name, value in flatten(told["params"] or {}).items()
                     if flatten(run["params"]).get(name) != value)
                 for told in run["resumptions"]),
             "machine": machine_use(conn, run["run_id"]),

@@ -1885,7 +1885,7 @@ def init(project: str | None = None, *, name: str | None = None, config: Any = N
     note = " · ".join(str(text) for text in (name, notes, *(tags or ())) if text)
     if (before := _current.get()) and ignored.get("reinit"):
         before.finish()
-    is_off = "disabled" in (ignored.get("mode"), os.environ.get("WANDB_MODE"))
+    is_off = "disabled" in (ignored.get("mode"), setting("WANDB_MODE")[0])
     run = (_Unrecorded if is_off else Run)(project, task_name=job_type, note=note or None,
                                            params=config, run_id=id if resume else None)
     run._token, run.name = _current.set(run), name or run.run_id
