@@ -94,6 +94,7 @@ ARTIFACT_KINDS = {
     "image": "png jpg jpeg gif webp svg",
     "model": "joblib pkl pickle pt pth ckpt safetensors onnx h5 keras npy npz bin"}
 KIND_OF = {extension: kind for kind, names in ARTIFACT_KINDS.items() for extension in names.split()}
+EXPORT_FORMATS = ("csv", "jsonl", "db")
 DEMO_QUESTIONS = ("Show me my top 3 runs by accuracy and compare them.",
                   "Which learning rate gives the lowest val_loss?", "Summarize my experiments.")
 SMOKE_QUESTIONS = ("List my top runs by val_accuracy.",          # spec section 9
@@ -1439,12 +1440,15 @@ def flatten(tree: dict, prefix: str = "") -> dict:
     return flat
 
 
+_PURGED = "deleted_at IS NOT NULL AND end_reason IS 'purged'"    # for good, but for its id
+
+
 def resolve(conn: sqlite3.Connection, run_id: str, *, is_trash: bool = False) -> str:
     """Find the whole id of a run given by its id or a unique beginning of it.
 
     Raises: NotFound; Ambiguous, which names the candidates.
     """
-    kept = "deleted_at IS NOT NULL" if is_trash else "deleted_at IS NULL"
+    kept = f"deleted_at IS NOT NULL AND NOT ({_PURGED})" if is_trash else "deleted_at IS NULL"
     bound = {"run_id": run_id, "end": run_id + "\U0010ffff"}
     if conn.execute(f"SELECT 1 FROM runs WHERE run_id = :run_id AND {kept}", bound).fetchone():
         return run_id
@@ -1463,7 +1467,8 @@ def _no_run(conn: sqlite3.Connection, run_id: str, is_trash: bool) -> NotFound:
     shown = run_id[:80]
     if is_trash:
         return NotFound(f"there is no run {shown!r} in the trash")
-    if conn.execute("SELECT 1 FROM runs WHERE run_id = ?", (run_id,)).fetchone():
+    if conn.execute(f"SELECT 1 FROM runs WHERE run_id = ? AND NOT ({_PURGED})",
+                    (run_id,)).fetchone():
         return NotFound(f"run {shown!r} is in the trash: `ailab restore {shown}` brings it back")
     hint = ("`ailab runs` lists what there is" if len(run_id) >= MIN_PREFIX else
             f"give its id, or at least the first {MIN_PREFIX} characters of it")
@@ -2049,6 +2054,183 @@ def _is_servable(full: str, roots: list[str], db_path: str) -> bool:
             below = full[len(real) + 1:].split(os.sep)
             return not any(part.startswith(".") for part in below)
     return False
+
+
+# --- Keeping ------------------------------------------------------------------
+# What takes runs out of a lab: for good, or as a copy that another lab can take in.
+
+_EXPORT = {"ailab": "export", "version": 1}      # the first line of JSON lines
+_POINT = ("epoch", "step", "metric_name", "metric_value", "timestamp")
+
+
+def trash(conn: sqlite3.Connection) -> list[dict]:
+    """List what is in the trash as dicts of run_id, timestamp, experiment_name, deleted_at."""
+    names = ("run_id", "timestamp", "experiment_name", "deleted_at")
+    return [dict(zip(names, row, strict=True)) for row in conn.execute(
+        f"SELECT {', '.join(names)} FROM runs WHERE deleted_at IS NOT NULL AND NOT ({_PURGED}) "
+        "ORDER BY deleted_at, run_id")]
+
+
+def purge_run(conn: sqlite3.Connection, db_path: str, run_id: str) -> int:
+    """Remove a run of the trash for good; gives how many points it had. No file is touched.
+
+    Its id and how much of its journal was taken in stay, so that what a logger on another machine
+    sends once more does not bring it back. Raises: NotFound, Ambiguous; LabError while it is alive.
+    """
+    with lab_logger.transaction(conn):
+        run_id = resolve(conn, run_id, is_trash=True)
+        if conn.execute("SELECT status FROM runs WHERE run_id = ?", (run_id,)
+                        ).fetchone()[0] == "running":
+            raise LabError(f"run {run_id} is running: end it first", 409)
+        n_points = conn.execute("DELETE FROM run_metrics WHERE run_id = ?", (run_id,)).rowcount
+        offsets = {part: {"offset": told.get("offset", 0)} for part, told in parts_of(conn.execute(
+            "SELECT resumptions_json FROM runs WHERE run_id = ?", (run_id,)).fetchone()[0])}
+        gone = [name for name in lab_logger.RUN_COLUMNS if name not in (
+            "run_id", "timestamp", "status", "journal_offset", "deleted_at", "end_reason",
+            "resumptions_json")]
+        conn.execute("UPDATE runs SET end_reason = 'purged', resumptions_json = ?, "
+                     f"{' = NULL, '.join(gone)} = NULL WHERE run_id = ?",
+                     (json.dumps(offsets) if offsets else None, run_id))
+        refresh(conn)
+    for journal in lab_logger.pending(db_path):          # kept since it could not be taken in
+        if journal["run_id"] == run_id:
+            os.unlink(journal["path"])
+    return n_points
+
+
+@contextlib.contextmanager
+def replaced(path: str) -> Iterator[str]:
+    """Give a name to write to, which becomes `path` at the end, or nothing where that fails."""
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except OSError as error:
+        raise LabError(f"{path!r} cannot be written: {error.strerror}") from error
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+
+
+def export_lines(conn: sqlite3.Connection, query: RunQuery) -> Iterator[str]:
+    """Write runs as JSON lines, whole, as the tables have them: each run, then its points.
+
+    Points are lists of epoch, step, metric_name, metric_value and timestamp; NaN is null.
+    """
+    columns = ", ".join(f"r.{name}" for name in lab_logger.RUN_COLUMNS)
+    yield encode(_EXPORT).decode()
+    for row in conn.execute(f"SELECT {columns} FROM runs r WHERE {query.conditions()} "
+                            "ORDER BY r.timestamp, r.run_id", query.bound):
+        run = dict(zip(lab_logger.RUN_COLUMNS, row, strict=True))
+        yield encode({"run": {name: value for name, value in run.items() if value is not None}}
+                     ).decode()
+        points = conn.execute(f"SELECT {', '.join(_POINT)} FROM run_metrics WHERE run_id = ? "
+                              "ORDER BY id", (run["run_id"],))
+        while block := points.fetchmany(MAX_LIMIT):
+            yield encode({"points": list(map(list, block))}).decode()
+
+
+def export_rows(conn: sqlite3.Connection, query: RunQuery) -> Iterator[list]:
+    """Write runs as rows for CSV, heads first: columns, then params.NAME, then metrics.NAME."""
+    pages = range(0, count_runs(conn, query), MAX_LIMIT)
+    names: dict[str, set[str]] = {"params": set(), "metrics": set()}
+    for offset in pages:
+        for run in list_runs(conn, query, limit=MAX_LIMIT, offset=offset):
+            names["params"].update(flatten(run["params"]))
+            names["metrics"].update(run["final_metrics"])
+    params, metrics = sorted(names["params"]), sorted(names["metrics"])
+    yield [*SUMMARY_COLUMNS, *(f"params.{name}" for name in params),
+           *(f"metrics.{name}" for name in metrics)]
+    for offset in pages:
+        for run in list_runs(conn, query, limit=MAX_LIMIT, offset=offset):
+            flat = flatten(run["params"])
+            values = [flat.get(name) for name in params]
+            yield [*(run[name] for name in SUMMARY_COLUMNS),
+                   *(value if isinstance(value, (str, int, float, type(None)))
+                     else encode(value).decode() for value in values),
+                   *(run["final_metrics"].get(name) for name in metrics)]
+
+
+def imported(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
+    """Read what export wrote, or another lab's database: (columns of runs, its points), by run.
+
+    Raises: LabError, saying which line is none of an export's.
+    """
+    with open(path, "rb") as file:
+        is_database = file.read(16) == b"SQLite format 3\0"
+    yield from (_of_database if is_database else _of_lines)(path)
+
+
+def _of_database(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
+    uri = f"file:{quote(os.fsencode(os.path.abspath(path)))}?mode=ro"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as conn:
+        held = {table: [row[1] for row in conn.execute(f"PRAGMA table_info({table})")]
+                for table in ("runs", "run_metrics")}
+        columns = [name for name in lab_logger.RUN_COLUMNS if name in held["runs"]]
+        point = ", ".join(name if name in held["run_metrics"] else "NULL" for name in _POINT)
+        if "run_id" not in columns or "run_id" not in held["run_metrics"]:
+            raise LabError(f"{path!r} is a database, and no lab's: it has no table of runs")
+        for row in conn.execute(f"SELECT {', '.join(columns)} FROM runs ORDER BY rowid"):
+            run = dict(zip(columns, row, strict=True))
+            if run.get("end_reason") != "purged":
+                yield run, conn.execute(f"SELECT {point} FROM run_metrics WHERE run_id = ? "
+                                        "ORDER BY id", (run["run_id"],))
+
+
+def _of_lines(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
+    number, run = 0, None
+    points: list[tuple] = []
+    try:
+        with open(path, "rb") as file:
+            for number, text in enumerate(file, 1):
+                line = json.loads(text)
+                if number == 1 and line != _EXPORT:
+                    raise ValueError("it does not begin as an export does")
+                if "run" in line:
+                    if run is not None:
+                        yield run, iter(points)
+                    run, points = {name: _scalar(line["run"][name])
+                                   for name in lab_logger.RUN_COLUMNS if name in line["run"]}, []
+                    if not isinstance(run.get("run_id"), str):
+                        raise ValueError("a run without a run_id")
+                elif number > 1:
+                    points += [(_scalar(epoch), _scalar(step), _scalar(name),
+                                float(value) if isinstance(value, str) else _scalar(value),
+                                _scalar(at)) for epoch, step, name, value, at in line["points"]]
+        if run is not None:
+            yield run, iter(points)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise LabError(f"line {number} of {path!r} is none of an export ({error}): the runs before "
+                       "it are taken in") from error
+    if not number:
+        raise LabError(f"{path!r} is empty")
+
+
+def _scalar(value: Any) -> Any:
+    """Give what a column can hold as it is; raise ValueError for all else."""
+    if not isinstance(value, (str, int, float, type(None))) or (
+            isinstance(value, int) and not FIRST_ID <= value <= LAST_ID):
+        raise ValueError(f"{str(value)[:40]} in place of a number or text")
+    return value
+
+
+def import_run(conn: sqlite3.Connection, run: dict, points: Iterator[tuple]) -> bool:
+    """Take one run in, in one transaction; False where the lab has it, even in the trash.
+
+    Files that it names are another machine's, as those of a run that came over HTTP.
+    """
+    run["received_from"] = run.get("received_from") or run.get("hostname") or "an import"
+    with lab_logger.transaction(conn):
+        conn.execute(f"DELETE FROM runs WHERE run_id = ? AND {_PURGED}", (run["run_id"],))
+        if conn.execute("SELECT 1 FROM runs WHERE run_id = ?", (run["run_id"],)).fetchone():
+            return False
+        conn.execute(f"INSERT INTO runs ({', '.join(run)}) VALUES ({', '.join('?' * len(run))})",
+                     list(run.values()))
+        conn.executemany(f"INSERT INTO run_metrics (run_id, {', '.join(_POINT)}) "
+                         "VALUES (?, ?, ?, ?, ?, ?)", ((run["run_id"], *row) for row in points))
+    return True
 
 
 # --- HTTP ---------------------------------------------------------------------
@@ -3105,6 +3287,73 @@ def cmd_restore(args: argparse.Namespace) -> int:
     return 0
 
 
+def cmd_purge(args: argparse.Namespace) -> int:
+    """Remove runs of the trash for good: those given, or all; artifact files are never touched."""
+    with contextlib.closing(open_store(args.db, "rw")) as conn:
+        ids = [resolve(conn, run_id, is_trash=True) for run_id in args.runs]
+        chosen = [run for run in trash(conn) if run["run_id"] in ids or not ids]
+        if args.json:
+            print_json(chosen)
+        else:
+            print_table(["run", "started", "experiment", "in the trash since"], [
+                [run["run_id"], run["timestamp"], run["experiment_name"], run["deleted_at"]]
+                for run in chosen])
+        if not args.yes and chosen:
+            print(f"ailab: {len(chosen)} runs would go for good: give --yes", file=sys.stderr)
+            return 1
+        n_points = sum(purge_run(conn, args.db, run["run_id"]) for run in chosen)
+    print(f"{len(chosen)} runs with {n_points:,} points are gone", file=sys.stderr)
+    return 0
+
+
+def cmd_export(args: argparse.Namespace) -> int:
+    """Write runs to a file: CSV as lists show them, JSON lines whole, or a copy of the database."""
+    import csv
+    pairs = pairs_of(args, RUN_FILTERS)
+    if os.path.realpath(args.output) == os.path.realpath(args.db):
+        raise LabError(f"{args.output!r} is the lab itself: name another file")
+    kind = args.format or os.path.splitext(args.output)[1][1:]
+    if kind not in EXPORT_FORMATS:
+        args.parser.error(f"give --format, one of {', '.join(EXPORT_FORMATS)}, or a file so named")
+    if kind == "db" and (pairs or args.output == "-"):
+        args.parser.error("a copy of the database is whole and goes to a file: no filter, no -")
+    with contextlib.closing(open_store(args.db)) as conn, contextlib.ExitStack() as stack:
+        query = query_of(conn, parse_params(RUN_FILTERS, pairs))
+        if args.output == "-":
+            file: Any = sys.stdout
+        else:
+            part = stack.enter_context(replaced(args.output))
+            if kind == "db":
+                with contextlib.closing(sqlite3.connect(part)) as copy:
+                    conn.backup(copy)
+                return 0
+            file = stack.enter_context(open(part, "w", encoding="utf-8", newline=""))
+        conn.execute("BEGIN")            # all of one moment, while logging goes on
+        if kind == "csv":
+            csv.writer(file).writerows(export_rows(conn, query))
+        else:
+            file.writelines(f"{line}\n" for line in export_lines(conn, query))
+    return 0
+
+
+def cmd_import(args: argparse.Namespace) -> int:
+    """Take runs in from JSON lines of export or another lab's database; those it has stay as is."""
+    if not os.path.isfile(args.file):
+        raise LabError(f"there is no file {args.file!r}")
+    n_new = n_held = 0
+    with contextlib.closing(open_lab(args.db, timeout_s=WRITE_WAIT_S)) as conn:
+        take_in(conn, args.db)
+        try:
+            for run, points in imported(args.file):
+                is_new = import_run(conn, run, points)
+                n_new, n_held = n_new + is_new, n_held + (not is_new)
+        finally:
+            with lab_logger.transaction(conn):
+                refresh(conn)
+            print(f"{n_new} runs taken in, {n_held} were there", file=sys.stderr)
+    return 0
+
+
 def _setting(key: str, flag: Any, default: str, check: Callable[[str], Any] = str) -> Any:
     """Read a setting: its flag, environment, nearest .env, default; LabError where it is bad."""
     if flag is not None:
@@ -3403,6 +3652,14 @@ VERBS: tuple[tuple[Callable, str, tuple, tuple[Param, ...]], ...] = (   # with e
      ()),
     (cmd_delete, "delete 54e5f6a7", (("runs", {"nargs": "+", **_RUN}),), ()),
     (cmd_restore, "restore 54e5f6a7", (("runs", {"nargs": "+", **_RUN}),), ()),
+    (cmd_purge, "purge --yes", (
+        ("runs", {"nargs": "*", **_RUN}),
+        ("--yes", {"action": "store_true", "help": "do it; without, say what would go"})), ()),
+    (cmd_export, "export -o runs.csv --status finished", (
+        ("-o", {"dest": "output", "metavar": "FILE", "required": True, "help": "- for stdout"}),
+        ("--format", {"choices": EXPORT_FORMATS, "help": "else as the file's name ends"})),
+     RUN_FILTERS),
+    (cmd_import, "import runs.jsonl", (("file", {"help": "JSON lines of export, or a lab"}),), ()),
     (cmd_ask, "ask 'Which run has the highest accuracy?'",
      (("question", {"nargs": "?", "help": "in plain words"}),
       ("--smoke", {"action": "store_true", "help": "ask four standard questions"})), ()),
@@ -3428,7 +3685,7 @@ def build_parser() -> argparse.ArgumentParser:
                               help=param.description, nargs="+" if param.max_times > 1 else None)
         verb.add_argument("--db", metavar="FILE",
                           help="the lab's database (DB_PATH, else ~/.ai-lab/lab.db)")
-        if function not in (cmd_serve, cmd_demo, cmd_restore, cmd_doctor):
+        if function not in (cmd_serve, cmd_demo, cmd_restore, cmd_doctor, cmd_export, cmd_import):
             verb.add_argument("--json", action="store_true", help="print what the API answers")
     return parser
 

@@ -1,0 +1,237 @@
+"""Keeping a lab: purge what is in the trash, export, and take an export into another lab."""
+import contextlib
+import csv
+import gzip
+import io
+import json
+import os
+import sqlite3
+import stat
+
+import pytest
+
+import ailab
+import lab_logger
+
+
+def run_cli(*arguments):
+    return ailab.main(list(map(str, arguments)))
+
+
+def table(path, name):
+    """All rows of a table, without the ids of points and where a run came from."""
+    with contextlib.closing(sqlite3.connect(path)) as conn:
+        conn.row_factory = sqlite3.Row
+        rows = [dict(row) for row in conn.execute(f"SELECT * FROM {name} ORDER BY 1")]
+    return sorted(({key: value for key, value in row.items() if key not in ("id", "received_from")}
+                   for row in rows), key=lambda row: row["run_id"])
+
+
+@pytest.fixture
+def other(tmp_path):
+    return str(tmp_path / "other.db")
+
+
+# --- Export and import ------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", ["jsonl", "db"])
+def test_export_taken_into_another_lab_holds_the_same_rows_and_a_second_time_nothing_more(
+        lab, tmp_path, other, kind, capsys):
+    lab.conn.execute("INSERT INTO run_metrics (run_id, epoch, metric_name, metric_value) VALUES "
+                     "(?, 9, 'odd', 9e999), (?, 9, 'odd', NULL)", [lab.ids["lr_01"]] * 2)
+    ailab.set_note(lab.conn, lab.ids["lr_01"], "PUBLISH: \u00e4 \u2028, 'x'")
+    out = tmp_path / f"exported.{kind}"
+    assert run_cli("export", "-o", out) == 0
+    for told in (f"{len(lab.runs)} runs taken in, 0 were there",
+                 f"0 runs taken in, {len(lab.runs)} were there"):
+        assert run_cli("import", out, "--db", other) == 0
+        assert told in capsys.readouterr().err
+    for name in ("runs", "run_metrics"):
+        assert table(other, name) == table(lab.db_path, name)
+
+
+def test_run_that_the_other_lab_has_stays_as_it_is(lab, tmp_path, other):
+    out, run_id = tmp_path / "lab.jsonl", lab.ids["lr_01"]
+    run_cli("export", "-o", out)
+    run_cli("import", out, "--db", other)
+    conn = ailab.open_lab(other)
+    ailab.set_note(conn, run_id, "mine")
+    ailab.delete_run(conn, lab.ids["svm_01"])
+    run_cli("import", out, "--db", other)
+    assert ailab.get_run(conn, run_id)["note"] == "mine"
+    with pytest.raises(ailab.NotFound, match="trash"):
+        ailab.get_run(conn, lab.ids["svm_01"])
+    conn.close()
+
+
+def test_imported_run_offers_no_file_of_this_machine(lab, tmp_path, other):
+    run_cli("export", "-o", tmp_path / "lab.jsonl")
+    run_cli("import", tmp_path / "lab.jsonl", "--db", other)
+    conn = ailab.open_lab(other)
+    assert not [file for run in ailab.list_runs(conn, ailab.RunQuery(), limit=100)
+                for file in ailab.get_run(conn, run["run_id"])["artifact_files"] if file["exists"]]
+    conn.close()
+
+
+def test_lab_with_the_tables_of_the_spec_alone_is_taken_in(tmp_path, other):
+    old = tmp_path / "old.db"
+    with contextlib.closing(sqlite3.connect(old)) as conn:
+        conn.executescript("CREATE TABLE runs (run_id TEXT PRIMARY KEY, params_json TEXT);"
+                           "CREATE TABLE run_metrics (id INTEGER PRIMARY KEY, run_id TEXT, epoch "
+                           "INTEGER, metric_name TEXT, metric_value REAL);"
+                           "INSERT INTO runs VALUES ('run-a', '{\"lr\": 1}');"
+                           "INSERT INTO run_metrics VALUES (1, 'run-a', 3, 'loss', 0.5);")
+    before = old.read_bytes()
+    assert run_cli("import", old, "--db", other) == 0
+    conn = ailab.open_lab(other)
+    assert ailab.get_run(conn, "run-a")["final_metrics"] == {"loss": 0.5}
+    conn.close()
+    assert old.read_bytes() == before
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("", "is empty"), ("{}\n", "line 1"), ("nonsense", "line 1"), ("[]\n", "line 1"),
+    ('HEAD{"run": {}}', "line 2"), ('HEAD{"run": {"run_id": 5}}', "line 2"),
+    ('HEAD{"run": {"run_id": "a", "note": {}}}', "line 2"), ('HEAD{"points": 3}', "line 2"),
+    ('HEAD{"run": {"run_id": "a", "pid": 99999999999999999999}}', "line 2"),
+    ('HEAD{"run": {"run_id": "a"}}\n{"points": [[1, 2]]}', "line 3"),
+    ('HEAD{"run": {"run_id": "a"}}\n{"points": [[1, 2, "m", "x", null]]}', "line 3"),
+    ('HEAD{"run": {"run_id": "a"}}\n{"points": [[[], 2, "m", 1, null]]}', "line 3"),
+    ("HEAD" + "[" * 100_000, "line 2")], ids=range(13))
+def test_file_that_is_no_export_is_refused_with_its_line(tmp_path, other, capsys, text, told):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(text.replace("HEAD", ailab.encode(ailab._EXPORT).decode() + "\n"))
+    assert run_cli("import", path, "--db", other) == 1
+    assert told in (err := capsys.readouterr().err) and "Traceback" not in err
+    assert table(other, "runs") == []
+
+
+def test_binary_file_and_foreign_database_are_refused(tmp_path, other, capsys):
+    (tmp_path / "zip").write_bytes(gzip.compress(b"x" * 100))
+    with contextlib.closing(sqlite3.connect(tmp_path / "foreign.db")) as conn:
+        conn.execute("CREATE TABLE t (x)")
+    for name in ("zip", "foreign.db", "absent"):
+        assert run_cli("import", tmp_path / name, "--db", other) == 1
+        assert name in capsys.readouterr().err
+
+
+def test_csv_has_a_row_for_each_run_that_the_filter_keeps(lab, capsys):
+    assert run_cli("export", "-o", "-", "--format", "csv", "--where",
+                   "metrics.accuracy >= 0.9", "--status", "finished") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    query = ailab.query_of(lab.conn, {"where": "metrics.accuracy >= 0.9", "status": "finished"})
+    runs = ailab.list_runs(lab.conn, query, limit=100)
+    assert [row["run_id"] for row in rows] == [run["run_id"] for run in runs] != []
+    assert [float(row["metrics.accuracy"]) for row in rows] == [
+        run["final_metrics"]["accuracy"] for run in runs]
+    assert rows[0]["params.learning_rate"] == str(runs[0]["params"]["learning_rate"])
+
+
+def test_export_that_fails_leaves_the_older_file_and_no_other(lab, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out" / "runs.jsonl"
+    out.parent.mkdir()
+    out.write_text("older")
+
+    def fail(*_):
+        yield "half"
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(ailab, "export_lines", fail)
+    assert run_cli("export", "-o", out) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert out.read_text() == "older" and os.listdir(out.parent) == ["runs.jsonl"]
+
+
+@pytest.mark.parametrize("arguments", [
+    ["-o", "x.txt"], ["-o", "-"], ["-o", "-", "--format", "db"],
+    ["-o", "x.db", "--status", "failed"]])
+def test_export_that_cannot_be_is_refused_as_usage(lab, capsys, arguments):
+    assert run_cli("export", *arguments) == 2
+    assert capsys.readouterr().err
+
+
+def test_export_never_writes_over_the_lab(lab, capsys):
+    assert run_cli("export", "--format", "csv", "-o", lab.db_path) == 1
+    assert "is the lab itself" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "db"])
+def test_export_is_the_users_alone(lab, tmp_path, kind):
+    run_cli("export", "-o", tmp_path / f"x.{kind}")
+    assert stat.S_IMODE(os.stat(tmp_path / f"x.{kind}").st_mode) == 0o600
+
+
+def test_copy_of_the_database_is_whole_while_a_run_logs(db_path, tmp_path):
+    with lab_logger.start_run("live") as run:
+        lab_logger.log(epoch=1, loss=0.5)
+        assert run_cli("export", "-o", tmp_path / "copy.db") == 0
+        lab_logger.log(epoch=2, loss=0.25)
+    with contextlib.closing(sqlite3.connect(tmp_path / "copy.db")) as conn:
+        assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert conn.execute("SELECT run_id FROM runs").fetchall() == [(run.run_id,)]
+
+
+# --- Purge ------------------------------------------------------------------------------------
+
+def test_purge_says_what_would_go_and_takes_it_with_yes_alone(lab, capsys):
+    run_id = lab.ids["lr_01"]
+    ailab.delete_run(lab.conn, run_id)
+    assert run_cli("purge") == 1
+    out, err = capsys.readouterr()
+    assert run_id in out and "1 runs would go for good: give --yes" in err
+    n_points = lab.conn.execute("SELECT count(*) FROM run_metrics WHERE run_id = ?",
+                                (run_id,)).fetchone()[0]
+    assert run_cli("purge", "--yes") == 0
+    assert f"1 runs with {n_points} points are gone" in capsys.readouterr().err
+    left = [column for row in table(lab.db_path, "runs") if row["run_id"] == run_id
+            for column, value in row.items() if value is not None]
+    assert set(left) <= {"run_id", "timestamp", "status", "journal_offset", "deleted_at",
+                         "end_reason"}
+    for name in ("run_metrics", "run_params", "metric_summary", "run_text"):
+        assert run_id not in [row["run_id"] for row in table(lab.db_path, name)]
+    for verb in ("restore", "show"):
+        assert run_cli(verb, run_id) == 1
+        assert f"there is no run '{run_id}'" in capsys.readouterr().err
+    assert run_cli("purge", "--yes") == 0 and "0 runs" in capsys.readouterr().err
+
+
+def test_run_that_is_not_in_the_trash_is_not_purged(lab, capsys):
+    assert run_cli("purge", lab.ids["lr_01"], "--yes") == 1
+    assert "in the trash" in capsys.readouterr().err
+    assert ailab.get_run(lab.conn, lab.ids["lr_01"])["run_id"]
+
+
+def test_running_run_is_not_purged(db_path, capsys):
+    with lab_logger.start_run() as run:
+        lab_logger.log(loss=1)
+        run._drainer.drain_live(5)
+        conn = ailab.open_lab(db_path)
+        ailab.delete_run(conn, run.run_id)
+        assert run_cli("purge", "--yes") == 1
+        assert "is running" in capsys.readouterr().err
+        conn.close()
+
+
+def test_purged_run_does_not_come_back_with_its_journal_but_with_an_import(lab, tmp_path, api):
+    with lab_logger.start_run("again") as run:
+        lab_logger.log(epoch=1, loss=0.5)
+        with open(run.path, "rb") as journal:
+            lines = journal.read()
+    out = tmp_path / "all.jsonl"
+    run_cli("export", "-o", out)
+    lines += b'{"t":1,"set":{"status":"finished"}}\n'
+    ailab.delete_run(lab.conn, run.run_id)
+    assert run_cli("purge", "--yes") == 0
+    status, _, held = api("POST", f"/ingest?journal={run.run_id}&offset=0", lines[:50], {
+        "Content-Type": "application/x-ndjson"})
+    assert (status, held["status"]) == (200, "finished")
+    with pytest.raises(ailab.NotFound, match="no run"):
+        ailab.get_run(lab.conn, run.run_id)
+    run_cli("import", out)
+    assert ailab.get_run(lab.conn, run.run_id)["final_metrics"] == {"loss": 0.5}
+
+
+def test_purge_as_json_names_what_went(lab, capsys):
+    ailab.delete_run(lab.conn, lab.ids["lr_01"])
+    assert run_cli("purge", "--yes", "--json") == 0
+    assert [run["run_id"] for run in json.loads(capsys.readouterr().out)] == [lab.ids["lr_01"]]
