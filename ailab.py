@@ -580,7 +580,7 @@ class RunQuery:
         if len(alone) == 1 and (found := re.fullmatch(r"r\.(\w+) = :\1", alone[0])):
             return f"SELECT n_runs FROM tally WHERE kind = '{found[1]}' AND name = :{found[1]}"
         for leaf in [self.metric_leaf(), *(self.expression.leaves if self.expression else [])]:
-            if alone in ([leaf], [f"({leaf})"]):
+            if leaf.startswith(_LEAF) and alone in ([leaf], [f"({leaf})"]):
                 return f"SELECT count(*) {leaf[leaf.index('FROM'):-1]}"
         return f"SELECT count(*) FROM runs r WHERE {self.conditions()}"
 
