@@ -32,8 +32,10 @@ import json
 import math
 import os
 import re
+import secrets
 import socket
 import sqlite3
+import stat
 import sys
 import threading
 import time
@@ -75,6 +77,7 @@ MAX_URL_BYTES = 1 << 13                  # of a request line
 MAX_HEADERS, MAX_HEADER_BYTES = 64, 1 << 15  # lines, bytes of all together
 MAX_CONNECTIONS = 512                    # sockets, a thread each
 IDLE_S = 30                              # a silent connection is closed after this
+ASKED_S = 60                             # and one whose request has not come whole by then
 TIDY_EVERY_S = 1.5                       # how often a server looks for journals left behind
 WRITE_WAIT_S = 5.0                       # a note waits this long for another writer
 READ_WAIT_S = 1.5                        # and a read (which only a rollback journal makes wait)
@@ -2438,6 +2441,15 @@ def ask_agent(question: str, base_url: str, token: str | None = None) -> dict:
                      ollama_model=model).model_dump(mode="json")
 
 
+def answered(request: Request) -> dict:
+    """Put a question to the assistant, which speaks HTTP: to a Unix socket by way of a port."""
+    server, question = request.server, request.body.query
+    if not server.socket_path:
+        return ask_agent(question, server.url, server.token)
+    with private_server(server.store.path) as (url, token):
+        return ask_agent(question, url, token)
+
+
 class Route(NamedTuple):
     """An address and a method: its endpoint, parameters, body and answer."""
     method: str
@@ -2483,7 +2495,7 @@ ROUTES = (
     Route("POST", "/ingest", "Take in journal lines from another machine", ingest, Held, INGESTED,
           bytes, needs="write"),
     Route("POST", "/agent/query", "Ask the assistant",
-          lambda r: ask_agent(r.body.query, r.server.url, r.server.token), AgentAnswer, (),
+          answered, AgentAnswer, (),
           AgentQuery, needs=""),
     Route("GET", "/openapi.json", "This description", lambda r: openapi(r.server.project),
           dict[str, Any], needs=""),
@@ -2631,11 +2643,16 @@ class Handler(BaseHTTPRequestHandler):
     server: LabServer
     protocol_version = "HTTP/1.1"
     timeout = IDLE_S
-    disable_nagle_algorithm = True       # else headers and body wait 40 ms for each other
     fields: dict[str, str]
+
+    def setup(self) -> None:
+        super().setup()
+        if not self.server.socket_path:  # else headers and body wait 40 ms for each other
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
 
     def handle_one_request(self) -> None:
         self.close_connection, self.is_body_read, self.command = True, False, ""
+        self.server.reading[self] = time.monotonic() + ASKED_S
         try:
             if not self.read_head():
                 return
@@ -2654,6 +2671,8 @@ class Handler(BaseHTTPRequestHandler):
             traceback.print_exc()
             self.close_connection = True
             self.refuse(LabError("the server failed at this: its terminal says why", 500))
+        finally:
+            self.server.reading.pop(self, None)
 
     def read_head(self) -> bool:
         """Read the request line and headers, strictly: what is ambiguous could hide a request.
@@ -2707,6 +2726,7 @@ class Handler(BaseHTTPRequestHandler):
         route, parts = match_route(method, path)
         if is_large:
             body = self.read_body(MAX_LINES_BYTES if route.body is bytes else MAX_BODY_BYTES)
+        self.server.reading.pop(self, None)
         parsed = self.parse_body(route.body, body) if route.body else None
         given = {**parse_params(route.params, pairs), **parts}
 
@@ -2889,26 +2909,53 @@ class LabServer(ThreadingHTTPServer):
     token: str | None
 
     def __init__(self, address: tuple[str, int], store: Store, project: str, token: str | None,
-                 is_verbose: bool) -> None:
+                 is_verbose: bool, socket_path: str | None = None) -> None:
         self.store, self.project, self.token, self.is_verbose = store, project, token, is_verbose
-        self.is_loopback = is_loopback(address[0])
+        self.is_loopback, self.socket_path = is_loopback(address[0]), socket_path
         self.hosts = {"localhost", "127.0.0.1", "[::1]", address[0].lower(),
                       f"[{address[0].lower()}]"}
         roots = lab_logger.setting("AILAB_ARTIFACT_ROOTS")[0]
         self.artifact_roots = list(filter(None, roots.split(os.pathsep)))
         self.n_open = 0                  # requests being answered
+        self.reading: dict[Handler, float] = {}      # requests that are coming: until when
         self.slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.is_over = threading.Event()
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        if socket_path:
+            self.address_family = socket.AF_UNIX
         super().__init__(address, Handler)
 
     def server_bind(self) -> None:
         # Not HTTPServer's: it asks the name service for this machine's name, for seconds at times.
+        if self.socket_path:
+            self._bind_socket(self.socket_path)
+            return
         if self.allow_reuse_address:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def _bind_socket(self, path: str) -> None:
+        """Bind a Unix socket that is the user's alone, in place of one that nobody serves."""
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(
+                FileNotFoundError, ConnectionRefusedError):
+            probe.connect(path)
+            raise LabError(f"a server is at {path!r} already: stop it, or give another --socket")
+        if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise LabError(f"{path!r} is no socket: give another --socket")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        before = os.umask(0o177)
+        try:
+            self.socket.bind(path)
+        finally:
+            os.umask(before)
+        self.server_name, self.server_port = "localhost", 0
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        request, address = super().get_request()
+        return request, address or ("local", 0)      # a Unix socket's clients have none
 
     @property
     def url(self) -> str:
@@ -2928,6 +2975,10 @@ class LabServer(ThreadingHTTPServer):
 
     def _keep_tidy(self) -> None:
         while not self.is_over.wait(TIDY_EVERY_S):
+            for late in [handler for handler, until in list(self.reading.items())
+                         if time.monotonic() > until]:
+                with contextlib.suppress(OSError):   # its thread finds the connection ended
+                    late.connection.shutdown(socket.SHUT_RDWR)
             with (contextlib.suppress(StoreError, sqlite3.Error, OSError),  # requests say it too
                   self.store.write() as conn):
                 take_in(conn, self.store.path)
@@ -2965,6 +3016,9 @@ class LabServer(ThreadingHTTPServer):
         until = time.monotonic() + STOP_WAIT_S
         while self.n_open and time.monotonic() < until:
             time.sleep(0.01)
+        if self.socket_path:
+            with contextlib.suppress(OSError):
+                os.unlink(self.socket_path)
         self.store.close()
 
 
@@ -2974,10 +3028,12 @@ def is_loopback(host: str) -> bool:
 
 
 def make_server(db_path: str, host: str = "127.0.0.1", port: int = 0, *, token: str | None = None,
-                project: str | None = None, is_verbose: bool = False) -> LabServer:
+                project: str | None = None, is_verbose: bool = False,
+                socket_path: str | None = None) -> LabServer:
     """Make a server that is bound and not yet running; `server_address` is the real one.
 
     A lab that cannot be opened is no reason to fail: its requests answer 503 until it can be.
+    With `socket_path` it is bound to that Unix socket alone, and to no port.
     Raises: LabError beyond loopback without a token; OSError where the address cannot be bound.
     """
     if not is_loopback(host) and not token:
@@ -2986,7 +3042,7 @@ def make_server(db_path: str, host: str = "127.0.0.1", port: int = 0, *, token: 
     with contextlib.suppress(StoreError, sqlite3.Error):
         open_lab(path, timeout_s=READ_WAIT_S).close()
     project = project or lab_logger.setting("PROJECT_NAME", "ai-lab")[0]
-    return LabServer((host, port), Store(path), project, token, is_verbose)
+    return LabServer((host, port), Store(path), project, token, is_verbose, socket_path)
 
 
 # --- Static files -------------------------------------------------------------
@@ -3374,7 +3430,6 @@ def port_number(text: str) -> int:
 
 def cmd_serve(args: argparse.Namespace) -> int:
     """Serve the dashboard and the API."""
-    import secrets
     import signal
     host = _setting("AILAB_HOST", args.host, "127.0.0.1")
     port = _setting("AILAB_PORT", args.port, "8000", port_number)
@@ -3382,18 +3437,26 @@ def cmd_serve(args: argparse.Namespace) -> int:
     if args.token == "" or not (token or is_loopback(host)):
         token = secrets.token_urlsafe(24)
     open_lab(args.db, timeout_s=WRITE_WAIT_S).close()
+    path = args.socket and os.path.abspath(args.socket)
+    if path and not hasattr(socket, "AF_UNIX"):
+        raise LabError("this system has no Unix sockets: leave --socket out")
     try:
-        server = make_server(args.db, host, port, token=token, is_verbose=args.verbose)
+        server = make_server(args.db, "localhost" if path else host, port, token=token,
+                             is_verbose=args.verbose, socket_path=path)
     except (OSError, OverflowError) as error:
-        raise LabError(bind_problem(host, port, error)) from error
+        raise LabError(f"cannot serve at {path!r} ({error})" if path
+                       else bind_problem(host, port, error)) from error
     try:
         with contextlib.suppress(KeyboardInterrupt):
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             if not args.quiet:
                 entry = f"?token={quote(token, safe='')}" if token else ""
                 beyond = "" if server.is_loopback else f" (bound to {clean(host)})"
+                where = f"{server.url}/{entry}{beyond}" if not path else (
+                    f"the socket {clean(path)}; from elsewhere: ssh -L 8000:{clean(path)} HOST, "
+                    f"then http://localhost:8000/{entry}")
                 print(f"AI-Lab {lab_logger.__version__} serving {clean(args.db)}\n"
-                      f"Dashboard and API at {server.url}/{entry}{beyond}\nStop with Ctrl-C.",
+                      f"Dashboard and API at {where}\nStop with Ctrl-C.",
                       file=sys.stderr, flush=True)
             for question in getattr(args, "questions", ()):
                 print(f"  ask: {question}", file=sys.stderr, flush=True)
@@ -3468,10 +3531,17 @@ def served_lab(db_path: str) -> Iterator[tuple[str, str | None]]:
         yield url, token
         return
     open_store(db_path).close()
-    server = make_server(db_path)
+    with private_server(db_path) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def private_server(db_path: str) -> Iterator[tuple[str, str]]:
+    """Serve a lab for the moment, on a port of loopback: its address and token."""
+    server = make_server(db_path, token=secrets.token_urlsafe(24))
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
-        yield server.url, None
+        yield server.url, server.token or ""
     finally:
         server.shutdown()
         server.server_close()
@@ -3632,6 +3702,7 @@ _SERVER_FLAGS = (
     ("--host", {"help": "address to bind (AILAB_HOST, else 127.0.0.1); others need the token"}),
     ("--port", {"type": port_number, "help": "port (AILAB_PORT, else 8000); 0 takes a free one"}),
     ("--token", {"nargs": "?", "const": "", "help": "ask for this, or a new token (AILAB_TOKEN)"}),
+    ("--socket", {"metavar": "PATH", "help": "serve on this Unix socket, and on no port"}),
     ("--verbose", {"action": "store_true", "help": "log each request"}),
     ("--quiet", {"action": "store_true", "help": "print nothing at the start"}))
 VERBS: tuple[tuple[Callable, str, tuple, tuple[Param, ...]], ...] = (   # with example and arguments
