@@ -2497,6 +2497,8 @@ ROUTES = (
     Route("POST", "/agent/query", "Ask the assistant",
           answered, AgentAnswer, (),
           AgentQuery, needs=""),
+    Route("GET", "/docs", "This API as a page", lambda r: docs_page(r.server.project),
+          needs=""),
     Route("GET", "/openapi.json", "This description", lambda r: openapi(r.server.project),
           dict[str, Any], needs=""),
     Route("GET", "/", "The dashboard", lambda r: static_file("index.html"), needs=""),
@@ -2912,6 +2914,7 @@ class LabServer(ThreadingHTTPServer):
                  is_verbose: bool, socket_path: str | None = None) -> None:
         self.store, self.project, self.token, self.is_verbose = store, project, token, is_verbose
         self.is_loopback, self.socket_path = is_loopback(address[0]), socket_path
+        self.own_socket = ""             # once it is bound
         self.hosts = {"localhost", "127.0.0.1", "[::1]", address[0].lower(),
                       f"[{address[0].lower()}]"}
         roots = lab_logger.setting("AILAB_ARTIFACT_ROOTS")[0]
@@ -2951,7 +2954,7 @@ class LabServer(ThreadingHTTPServer):
             self.socket.bind(path)
         finally:
             os.umask(before)
-        self.server_name, self.server_port = "localhost", 0
+        self.server_name, self.server_port, self.own_socket = "localhost", 0, path
 
     def get_request(self) -> tuple[socket.socket, Any]:
         request, address = super().get_request()
@@ -3016,9 +3019,9 @@ class LabServer(ThreadingHTTPServer):
         until = time.monotonic() + STOP_WAIT_S
         while self.n_open and time.monotonic() < until:
             time.sleep(0.01)
-        if self.socket_path:
+        if self.own_socket:              # never another server's, nor another file
             with contextlib.suppress(OSError):
-                os.unlink(self.socket_path)
+                os.unlink(self.own_socket)
         self.store.close()
 
 
@@ -3075,6 +3078,51 @@ def static_file(name: str) -> Reply:
             with open(full, "rb") as file:
                 return Reply(file.read(), content_type=content_type, headers=(_PAGE_POLICY,))
     raise NotFound("the dashboard has no such file")
+
+
+def docs_page(project: str) -> Reply:
+    """Show the OpenAPI document as a page, which needs no script and nothing from elsewhere."""
+    from html import escape
+    document = openapi(project)
+
+    def told(schema: dict) -> str:       # in one line; a model is a link to its fields
+        if ref := schema.get("$ref"):
+            name = ref.rpartition("/")[2]
+            return f'<a href="#{name}">{name}</a>'
+        if kinds := schema.get("anyOf"):
+            return " or ".join(map(told, kinds))
+        if choices := schema.get("enum"):
+            return escape(", ".join(map(str, choices)))
+        inner = schema.get("items") or schema.get("additionalProperties")
+        kind = escape(str(schema.get("type", "anything")))
+        return f"{kind} of {told(inner)}" if isinstance(inner, dict) else kind
+
+    def table(rows: list[tuple[str, dict, str]]) -> str:
+        return "<table>" + "".join(
+            f"<tr><th scope=row><code>{escape(name)}</code><td>{told(schema)}<td>{escape(about)}"
+            for name, schema, about in rows) + "</table>"
+
+    parts = [f"<h1>{escape(document['info']['title'])}</h1><p>JSON over HTTP; for programs: "
+             '<a href="/openapi.json">/openapi.json</a>. Errors: <a href="#Problem">Problem</a>.']
+    for path, methods in document["paths"].items():
+        for method, found in methods.items():
+            parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2>"
+                         f"<p>{escape(found['summary'])}")
+            for what, content in (("Body", found.get("requestBody", {}).get("content", {})),
+                                  ("Answer", found["responses"]["200"]["content"])):
+                parts += [f"<p>{what}: {told(shape['schema'])}"
+                          for shape in content.values() if shape.get("schema")]
+            parts.append(table([(param["name"], param["schema"], param.get("description", ""))
+                                for param in found["parameters"]]))
+    for name, schema in document["components"]["schemas"].items():
+        parts += [f'<h2 id="{name}">{name}</h2><p>{escape(schema.get("description", ""))}',
+                  table([(field, shape, shape.get("description", ""))
+                         for field, shape in schema.get("properties", {}).items()])]
+    page = ('<!doctype html><html lang="en"><meta charset="utf-8"><title>AI-Lab API</title>'
+            '<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
+            '<link rel="stylesheet" href="/static/style.css">'
+            f'<main class="lab-docs">{"".join(parts)}</main></html>')
+    return Reply(page.encode(), content_type=STATIC_TYPES["html"], headers=(_PAGE_POLICY,))
 
 
 # --- Command line -------------------------------------------------------------

@@ -30,6 +30,7 @@ ROUTES = {                            # route -> model of the answer
     ("PATCH", "/metrics"): ailab.MetricInfo,
     ("GET", "/lab"): None,
     ("GET", "/openapi.json"): None,
+    ("GET", "/docs"): None,
     ("PATCH", "/runs/{run_id}/note"): ailab.RunDetail,
     ("DELETE", "/runs/{run_id}"): None,
     ("POST", "/agent/query"): None,

@@ -721,3 +721,102 @@ def test_the_store_is_whole_after_all_that(lab, api):
     assert check.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert check.execute("SELECT count(*) FROM runs").fetchone() == (12,)
     check.close()
+
+
+# --- Requests that never come whole, and the Unix socket ----------------------------------------
+
+@pytest.mark.parametrize("start", [b"G", b"GET /health HTTP/1.1\r\nHost: lo",
+                                   b"PATCH /runs/abcdef/note HTTP/1.1\r\nHost: localhost\r\n"
+                                   b"Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"])
+def test_request_that_drips_is_ended_after_its_time(server, monkeypatch, start):
+    monkeypatch.setattr(ailab, "ASKED_S", 0.3)
+    monkeypatch.setattr(ailab, "TIDY_EVERY_S", 0.05)
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as client:
+        client.sendall(start)
+        ended = threading.Event()
+
+        def drip():
+            with contextlib.suppress(OSError):
+                while not ended.wait(0.05):
+                    client.sendall(b"x")
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        with contextlib.suppress(ConnectionError):
+            while client.recv(4096):              # a refusal, perhaps, and then the end
+                pass
+        ended.set()
+        dripping.join()
+    assert not server.reading
+
+
+def test_answer_that_takes_long_is_not_ended_with_slow_requests(server, api, monkeypatch):
+    monkeypatch.setattr(ailab, "ASKED_S", 0.05)
+    monkeypatch.setattr(ailab, "TIDY_EVERY_S", 0.02)
+    wait = threading.Event()
+    monkeypatch.setattr(ailab, "lab_overview", lambda conn: wait.wait(0.5) or {"n_runs": 0})
+    assert api("GET", "/lab")[0] == 200
+
+
+class SocketClient(http.client.HTTPConnection):
+    def __init__(self, path):
+        super().__init__("localhost")
+        self.path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(30)
+        self.sock.connect(self.path)
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
+def test_unix_socket_serves_its_user_alone_and_goes_with_its_server(lab, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)                   # a socket's path may have about 100 bytes
+    serving = ailab.make_server(lab.db_path, socket_path="lab.sock")
+    threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
+    assert stat.S_IMODE(os.stat("lab.sock").st_mode) == 0o600
+    client = SocketClient("lab.sock")
+    client.request("GET", "/runs?limit=1")
+    assert len(json.loads(client.getresponse().read())) == 1
+    client.request("POST", "/agent/query", json.dumps({"query": "How many runs are there?"}),
+                   {"Content-Type": "application/json"})
+    told = json.loads(client.getresponse().read())["natural_language_answer"]
+    assert str(len(lab.runs)) in told
+    client.request("GET", "/runs", headers={"Host": "evil.example"})
+    assert client.getresponse().status == 403
+    client.close()
+    with pytest.raises(ailab.LabError, match="a server is at 'lab.sock' already"):
+        ailab.make_server(lab.db_path, socket_path="lab.sock")
+    serving.shutdown()
+    serving.server_close()
+    assert not os.path.exists("lab.sock")
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
+def test_socket_of_a_dead_server_is_replaced_and_another_file_is_not(lab, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind("dead.sock")
+    ailab.make_server(lab.db_path, socket_path="dead.sock").server_close()
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ailab.LabError, match="is no socket"):
+        ailab.make_server(lab.db_path, socket_path="notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_server_for_one_question_asks_for_a_token(lab, monkeypatch):
+    monkeypatch.setenv("AILAB_PORT", "1")         # nobody is there
+    with ailab.served_lab(lab.db_path) as (url, token):
+        assert ailab.http(f"{url}/runs")[0] == 401
+        assert ailab.http(f"{url}/runs", token)[0] == 200
+
+
+# --- The page of the API ------------------------------------------------------------------------
+
+def test_docs_tell_of_every_route_and_run_no_script(api):
+    status, headers, page = api("GET", "/docs")
+    page = page.decode()
+    assert status == 200 and "'unsafe" not in headers["Content-Security-Policy"]
+    assert "<script" not in page and "http://" not in page and "https://" not in page
+    for route in ailab.ROUTES:
+        assert f"<code>{route.method} {route.path}</code>" in page
+        assert all(f"<code>{param.name}</code>" in page for param in route.params)
