@@ -450,7 +450,8 @@ RUN_FILTERS = (
           "(returned, else last logged), or of the logged points the last, the least, the largest "
           "or the one at the metric's good end; of a metric never logged the returned one",
           choices=("final", "last", "best", "min", "max"), default="final"),
-    Param("where", "where", "runs for which this holds"),
+    Param("where", "where", "runs for which this holds; NaN and what a run lacks are null, with "
+                            "which no comparison holds, negated or not; a date is a whole day"),
     Param("q", "text", "full-text search over names, notes and params: every word must match, "
                        "its beginning is enough"))
 PAGE = (

@@ -19,7 +19,8 @@ ODD = {                                # runs beside the known ones: (params, fi
     "odd_text": ({"mixed": "abc", "flag": True}, {"val/acc": 0.5, "a b": 1}, 'says "hi"'),
     "odd_number": ({"mixed": 3, "flag": False, "many words": 2}, {"val/acc": 0.7}, "100%_\\"),
     "odd_nan": ({"mixed": None}, {"val/acc": "NaN"}, ""),
-    "odd_inf": ({"mixed": "3"}, {"val/acc": "Infinity", "accuracy": "-Infinity"}, "Ärger"),
+    "odd_inf": ({"mixed": "3"}, {"val/acc": "Infinity", "accuracy": "-Infinity", "three": 3},
+                "Ärger"),
     "odd_bare": ({}, {}, None)}
 
 
@@ -165,7 +166,7 @@ def test_where_has_null_for_what_is_missing_and_nothing_compares_with_it(kept, w
     ("params.flag = true", ["odd_text"]), ("params.flag = False", ["odd_number"]),
     ("params.mixed like '%'", ["odd_text", "odd_inf"]),
     ("params.mixed < params.flag or params.flag < params.mixed", ["odd_number"]),
-    ("params.mixed = metrics.\"val/acc\"", []),
+    ("params.mixed = metrics.\"val/acc\"", []), ("params.mixed = metrics.three", []),
     ("params.model_name = model_name and model_name like 'perc%' and duration > 32", ["diverged"]),
 ])
 def test_where_compares_a_param_as_the_number_or_text_it_is(kept, where, names):
@@ -238,6 +239,7 @@ def test_text_where_plain_sql_put_it_for_a_metric_is_no_number(odd_lab, kept):
                          "AND metric_name = 'val/acc'")
     assert kept('metrics."val/acc" > 0') == ["odd_number", "odd_inf"]
     assert kept('metrics."val/acc" != 0') == ["odd_number", "odd_inf"]
+    assert kept('metrics."val/acc" + 0 > -1') == ["odd_number", "odd_inf"]
     assert "odd_text" in kept('metrics."val/acc" is null')
 
 
