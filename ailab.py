@@ -1300,6 +1300,9 @@ CREATE INDEX runs_parent ON runs (parent_run_id) WHERE parent_run_id IS NOT NULL
     "UPDATE runs SET params_json = params_json, final_metrics_json = final_metrics_json")
 
 
+_INDEX_PARTS = re.findall(r"CREATE (?:VIRTUAL )?(TABLE|TRIGGER|INDEX) (\w+)", _INDEX_SCHEMA)
+
+
 def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Connection:
     """Open the lab as lab_logger.connect() does, its index made where it is missing.
 
@@ -1309,16 +1312,16 @@ def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Co
     conn.text_factory = lambda raw: raw.decode("utf-8", "replace")      # plain SQL wrote other text
     conn.create_function("folded_in", 2, deterministic=True,            # for more than ASCII
                          func=lambda part, text: part.casefold() in str(text).casefold())
-    wanted = "SELECT 1 FROM sqlite_master WHERE name = 'tally'"          # the newest of its parts
-    if conn.execute(wanted).fetchone():
+    names = ", ".join(f"'{name}'" for _, name in _INDEX_PARTS)
+    found = f"SELECT count(*) FROM sqlite_master WHERE name IN ({names})"
+    if conn.execute(found).fetchone()[0] == len(_INDEX_PARTS):
         return conn
     if mode == "ro":
         open_lab(path, "rw", timeout_s).close()
         return conn
     with lab_logger.transaction(conn):
-        if not conn.execute(wanted).fetchone():
-            for kind, name in [("TRIGGER", "run_metrics_insert"), *re.findall(   # of older versions
-                    r"CREATE (?:VIRTUAL )?(TABLE|TRIGGER|INDEX) (\w+)", _INDEX_SCHEMA)]:
+        if conn.execute(found).fetchone()[0] < len(_INDEX_PARTS):
+            for kind, name in [("TRIGGER", "run_metrics_insert"), *_INDEX_PARTS]:   # older ones
                 conn.execute(f"DROP {kind} IF EXISTS {name}")
             for statement in (_DIRECTIONS, *_INDEX_SCHEMA.split(";;")):
                 conn.execute(statement)
@@ -2316,6 +2319,8 @@ class Store:
         version = reader.conn.execute("PRAGMA data_version").fetchone()[0]
         if version == reader.version:
             return
+        if reader.conn.execute("PRAGMA user_version").fetchone()[0] > lab_logger.SCHEMA_VERSION:
+            raise sqlite3.OperationalError("a newer AI-Lab has migrated it: update this one")
         if is_stale(reader.conn):        # an old summary is better than an answer that waits
             with (contextlib.suppress(StoreError, sqlite3.Error), self.write(wait_s=0.2) as conn,
                   lab_logger.transaction(conn)):
@@ -3633,7 +3638,9 @@ Found = Iterator[tuple[bool | None, str]]       # True ok, None warn, False fail
 def cmd_doctor(args: argparse.Namespace) -> int:
     """Check Python, SQLite, lab, disk, assistant and port; take in or send what is pending."""
     code = 0
-    for check in (check_python, check_store, check_outbox, check_disk, check_assistant, check_port):
+    checks = [check_python, check_store, *[check_whole] * args.check, check_outbox, check_disk,
+              check_assistant, check_port]
+    for check in checks:
         for verdict, text in check(args.db):
             level = {True: "ok", None: "warn", False: "fail"}[verdict]
             code = 1 if verdict is False else code
@@ -3679,6 +3686,36 @@ def check_store(db_path: str) -> Found:
         left = len(lab_logger.pending(db_path))
         yield True, (f"{len(waiting) - left} journals of ended runs taken in, "
                      f"{left - len(problems)} still in use")
+
+
+def check_whole(db_path: str) -> Found:
+    """Read the whole file, its references, its index, and every journal that is pending."""
+    if not os.path.exists(db_path):
+        return
+    with contextlib.closing(open_lab(db_path, timeout_s=WRITE_WAIT_S)) as conn:
+        damage = [row[0] for row in conn.execute("PRAGMA integrity_check(10)")]
+        yield damage == ["ok"], f"integrity of the file: {'; '.join(damage)}"
+        orphans = len(conn.execute("PRAGMA foreign_key_check").fetchall())
+        yield not orphans or None, f"{orphans:,} points of runs that are not in the lab"
+        counted = conn.execute(f"SELECT count(*) FROM runs WHERE {_VISIBLE}").fetchone()[0]
+        is_exact = counted == count_runs(conn, RunQuery())
+        if not is_exact:
+            conn.execute("DROP TABLE tally")
+            open_lab(db_path, timeout_s=WRITE_WAIT_S).close()
+        yield is_exact or None, "the index for reading " + (
+            "is exact" if is_exact else "was wrong, and is made anew")
+        for journal in lab_logger.pending(db_path):
+            name, n_bad = os.path.basename(journal["path"])[:-len(".jsonl")], 0
+            held = lab_logger.take_lines(conn, name, 0, b"")[0]
+            with open(journal["path"], "rb") as lines:
+                for line in lines:
+                    try:
+                        n_bad += line.endswith(b"\n") and not isinstance(json.loads(line), dict)
+                    except ValueError:
+                        n_bad += line.endswith(b"\n")       # the last may be half written
+            yield not n_bad and held <= journal["bytes"], (
+                f"journal {journal['path']}: {journal['bytes']:,} bytes, {held:,} of them in the "
+                f"lab, {n_bad} damaged lines")
 
 
 def described(journals: list[dict]) -> str:
@@ -3783,7 +3820,9 @@ VERBS: tuple[tuple[Callable, str, tuple, tuple[Param, ...]], ...] = (   # with e
     (cmd_ask, "ask 'Which run has the highest accuracy?'",
      (("question", {"nargs": "?", "help": "in plain words"}),
       ("--smoke", {"action": "store_true", "help": "ask four standard questions"})), ()),
-    (cmd_doctor, "doctor", (), ()))
+    (cmd_doctor, "doctor --check", (
+        ("--check", {"action": "store_true", "help": "read the whole lab and every journal"}),),
+     ()))
 
 
 def build_parser() -> argparse.ArgumentParser:

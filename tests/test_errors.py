@@ -303,7 +303,7 @@ def test_lines_while_the_store_is_locked_are_refused_and_taken_later(lab, api, s
 @pytest.mark.parametrize("path", ["/nothing", "/runs/", "/run", "/Runs", "/runs/x/y/z",
                                   "/runs/{run_id}/", "/runs/{run_id}/colour", "/static", "/static/",
                                   "/static/nothing.js", "/favicon.png", "//runs", "/runs//",
-                                  "/api/runs", "/docs", "/.env", "/lab.db", "/%2e%2e/", "/.", "/*"])
+                                  "/api/runs", "/.env", "/lab.db", "/%2e%2e/", "/.", "/*"])
 def test_an_unknown_path_is_not_found(refused, path):
     refused(404, "GET", path)
 
@@ -408,6 +408,27 @@ def test_a_store_replaced_by_another_is_served_anew(lab, api, tmp_path):
     break_store(lab.db_path, None)
     os.replace(tmp_path / "copy.db", lab.db_path)
     assert [run["run_id"] for run in api("GET", "/runs")[2]] == [lab.ids["lr_01"]]
+
+
+@pytest.mark.parametrize("part", ["TABLE metric_summary", "TABLE run_text", "INDEX runs_timestamp",
+                                  "TRIGGER runs_insert", "TABLE tally"])
+def test_a_part_of_the_index_that_was_dropped_comes_back(lab, api, part):
+    before = api("GET", "/runs?q=svm")[2]
+    lab.conn.execute(f"DROP {part}")
+    lab.conn.close()
+    for _ in range(2):                            # the reader at hand, then a new one
+        status, _, answer = api("GET", "/runs?q=svm&sort=metrics.accuracy")
+    ailab.open_lab(lab.db_path).close()
+    assert api("GET", "/runs?q=svm")[2] == before != []
+
+
+def test_a_store_that_a_newer_version_migrated_is_a_503_until_it_is_back(lab, api, refused):
+    assert api("GET", "/runs")[0] == 200
+    lab.conn.execute("PRAGMA user_version = 99")
+    assert "newer" in refused(503, "GET", "/runs")
+    assert "99" in refused(503, "GET", "/runs")
+    lab.conn.execute(f"PRAGMA user_version = {lab_logger.SCHEMA_VERSION}")
+    assert api("GET", "/runs")[0] == 200
 
 
 def test_a_store_that_another_program_writes_is_read_all_the_same(lab, api):

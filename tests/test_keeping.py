@@ -235,3 +235,27 @@ def test_purge_as_json_names_what_went(lab, capsys):
     ailab.delete_run(lab.conn, lab.ids["lr_01"])
     assert run_cli("purge", "--yes", "--json") == 0
     assert [run["run_id"] for run in json.loads(capsys.readouterr().out)] == [lab.ids["lr_01"]]
+
+
+# --- doctor --check ---------------------------------------------------------------------------
+
+def test_check_of_a_good_lab_finds_nothing(lab, capsys):
+    assert run_cli("doctor", "--check") == 0
+    out = capsys.readouterr().out
+    assert "integrity of the file: ok" in out and "the index for reading is exact" in out
+
+
+def test_check_finds_orphans_a_wrong_tally_and_a_damaged_journal(lab, capsys):
+    with lab_logger.start_run() as run:
+        path = run.path
+        with open(path, "ab") as journal:
+            journal.write(b"not json\n")
+        lab.conn.execute("INSERT INTO run_metrics (run_id, metric_name) VALUES ('gone', 'loss')")
+        lab.conn.execute("UPDATE tally SET n_runs = n_runs + 1 WHERE kind = 'run'")
+        assert run_cli("doctor", "--check") == 1
+        out = capsys.readouterr().out
+    assert "1 points of runs that are not in the lab" in out
+    assert "was wrong, and is made anew" in out and "1 damaged lines" in out
+    conn = ailab.open_lab(lab.db_path)
+    assert ailab.count_runs(conn, ailab.RunQuery()) == len(lab.runs) + 1
+    conn.close()
