@@ -726,8 +726,9 @@ def test_the_store_is_whole_after_all_that(lab, api):
 # --- Requests that never come whole, and the Unix socket ----------------------------------------
 
 @pytest.mark.parametrize("start", [
-    b"G", b"GET /health HTTP/1.1\r\nHost: lo", b"PATCH /runs/abcdef/note HTTP/1.1\r\nHost: localhost"
-    b"\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"])
+    b"G", b"GET /health HTTP/1.1\r\nHost: lo",
+    b"PATCH /runs/abcdef/note HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"])
 def test_request_that_drips_is_ended_after_its_time(server, monkeypatch, start):
     monkeypatch.setattr(ailab, "ASKED_S", 0.3)
     monkeypatch.setattr(ailab, "TIDY_EVERY_S", 0.05)
