@@ -2773,6 +2773,10 @@ class Handler(BaseHTTPRequestHandler):
             made = route.endpoint(Request(self.server, conn, given, parsed, pairs,
                                           self.client_address[0]))
             return made if isinstance(made, Reply) else Reply(encode(made))
+        return self.made(route, make)
+
+    def made(self, route: Route, make: Callable[[sqlite3.Connection | None], Reply]) -> Reply:
+        """Have an answer made with what it needs of the store, or take the one made before."""
         try:
             if route.needs == "write":
                 with self.server.store.write() as conn:
@@ -3117,26 +3121,29 @@ def static_file(name: str) -> Reply:
     raise NotFound("the dashboard has no such file")
 
 
+def shape_link(schema: dict) -> str:
+    """Tell a JSON schema in one line of HTML; a model is a link to its fields."""
+    from html import escape
+    if ref := schema.get("$ref"):
+        name = ref.rpartition("/")[2]
+        return f'<a href="#{name}">{name}</a>'
+    if kinds := schema.get("anyOf"):
+        return " or ".join(map(shape_link, kinds))
+    if choices := schema.get("enum"):
+        return escape(", ".join(map(str, choices)))
+    inner = schema.get("items") or schema.get("additionalProperties")
+    kind = escape(str(schema.get("type", "anything")))
+    return f"{kind} of {shape_link(inner)}" if isinstance(inner, dict) else kind
+
+
 def docs_page(project: str) -> Reply:
     """Show the OpenAPI document as a page, which needs no script and nothing from elsewhere."""
     from html import escape
     document = openapi(project)
 
-    def told(schema: dict) -> str:       # in one line; a model is a link to its fields
-        if ref := schema.get("$ref"):
-            name = ref.rpartition("/")[2]
-            return f'<a href="#{name}">{name}</a>'
-        if kinds := schema.get("anyOf"):
-            return " or ".join(map(told, kinds))
-        if choices := schema.get("enum"):
-            return escape(", ".join(map(str, choices)))
-        inner = schema.get("items") or schema.get("additionalProperties")
-        kind = escape(str(schema.get("type", "anything")))
-        return f"{kind} of {told(inner)}" if isinstance(inner, dict) else kind
-
     def table(rows: list[tuple[str, dict, str]]) -> str:
         return "<table>" + "".join(
-            f"<tr><th scope=row><code>{escape(name)}</code><td>{told(schema)}<td>{escape(about)}"
+            f"<tr><th scope=row><code>{escape(name)}</code><td>{shape_link(schema)}<td>{escape(about)}"
             for name, schema, about in rows) + "</table>"
 
     parts = [f"<h1>{escape(document['info']['title'])}</h1><p>JSON over HTTP; for programs: "
@@ -3147,7 +3154,7 @@ def docs_page(project: str) -> Reply:
                          f"<p>{escape(found['summary'])}")
             for what, content in (("Body", found.get("requestBody", {}).get("content", {})),
                                   ("Answer", found["responses"]["200"]["content"])):
-                parts += [f"<p>{what}: {told(shape['schema'])}"
+                parts += [f"<p>{what}: {shape_link(shape['schema'])}"
                           for shape in content.values() if shape.get("schema")]
             parts.append(table([(param["name"], param["schema"], param.get("description", ""))
                                 for param in found["parameters"]]))
