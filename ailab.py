@@ -85,7 +85,7 @@ READ_WAIT_S = 1.5                        # and a read (which only a rollback jou
 NEARLY_FULL, TOLD_WITHIN_S = 90, 120     # percent of memory so soon before a run's end: its cause?
 STOP_WAIT_S = 0.7                        # open requests get this long when the server ends
 GZIP_FROM_BYTES = 1_024
-CACHED_ANSWERS, CACHED_BYTES = 32, 1 << 18  # kept by a reader: how many, of how many bytes at most
+CACHED_ANSWERS, CACHED_BYTES = 64, 1 << 18  # kept: how many, of how many bytes at most
 IDLE_READERS = 8                         # open connections kept for the next requests
 
 INF, FLOAT_MAX = float("inf"), sys.float_info.max
@@ -1260,10 +1260,11 @@ CREATE TABLE stale (                 -- summaries that refresh() has to make aga
     metric_name TEXT NOT NULL,
     PRIMARY KEY (run_id, metric_name)
 ) WITHOUT ROWID;;
-CREATE TABLE summarised (            -- one row: points up to this id are in metric_summary
-    id INTEGER NOT NULL
+CREATE TABLE summarised (            -- one row
+    id INTEGER NOT NULL,             -- points up to this one are in metric_summary
+    n_redone INTEGER NOT NULL        -- times that older points had changed
 );;
-INSERT INTO summarised VALUES ({FIRST_ID});;
+INSERT INTO summarised VALUES ({FIRST_ID}, random() >> 32);;   -- unlike in an index before
 CREATE TRIGGER runs_insert AFTER INSERT ON runs WHEN NEW.run_id IS NOT NULL
     BEGIN {_INDEX_TEXT} {_INDEX_FINALS} {_MARK_ALL}
     DELETE FROM metric_summary WHERE run_id = NEW.run_id AND NEW.deleted_at IS NOT NULL; END;;
@@ -1338,7 +1339,10 @@ def refresh(conn: sqlite3.Connection) -> None:
         conn.execute(_summarise("NOT INDEXED WHERE true"), {"since": since})   # by id
         conn.execute("UPDATE summarised SET id = ?", (FIRST_ID if newest is None else newest,))
     which = "run_id = :run_id AND metric_name = :metric_name"
-    for run_id, name in conn.execute("SELECT run_id, metric_name FROM stale").fetchall():
+    stale = conn.execute("SELECT run_id, metric_name FROM stale").fetchall()
+    if stale:
+        conn.execute("UPDATE summarised SET n_redone = n_redone + 1")
+    for run_id, name in stale:
         bound = {"run_id": run_id, "metric_name": name, "since": FIRST_ID}
         conn.execute(
             "UPDATE metric_summary SET n_points = 0, value = CASE WHEN is_returned THEN value END, "
@@ -2295,13 +2299,12 @@ def _plain(value: Any, depth: int = 0) -> Any:
                                (str, int, float, type(None))) else repr(value)[:lab_logger.MAX_TEXT]
 
 
-@dataclass
+@dataclass(eq=False)
 class Connection:
-    """A connection, the file it is of, and a reader's answers made since that file last changed."""
+    """A connection, the file it is of, and a reader's number of what it last saw of that file."""
     conn: sqlite3.Connection
     file: tuple | None
     version: int = 0
-    answers: dict[str, Reply] = field(default_factory=dict)
 
 
 def file_key(path: str) -> tuple | None:
@@ -2319,6 +2322,7 @@ class Store:
         self.path, self.lock = path, threading.RLock()
         self.writer: Connection | None = None
         self.idle: list[Connection] = []
+        self.answers: dict[str, tuple[Any, Reply]] = {}   # by address, with what each depends on
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -2358,7 +2362,17 @@ class Store:
                 refresh(conn)
             version = reader.conn.execute("PRAGMA data_version").fetchone()[0]
         reader.version = version
-        reader.answers.clear()
+
+    def kept(self, address: str, state: Any, make: Callable[[], Reply]) -> Reply:
+        """Give the answer that is kept of an address and `state`, or make and keep it."""
+        known, reply = self.answers.pop(address, (None, None))
+        if reply is None or known != state:
+            reply = make()
+        if state is not None and len(reply.body) <= CACHED_BYTES:
+            while len(self.answers) >= CACHED_ANSWERS:       # the one that was unused for longest
+                self.answers.pop(next(iter(self.answers)), None)
+            self.answers[address] = state, reply
+        return reply
 
     @contextlib.contextmanager
     def write(self, wait_s: float | None = None) -> Iterator[sqlite3.Connection]:
@@ -2497,7 +2511,27 @@ class Route(NamedTuple):
     params: tuple[Param, ...] = ()
     body: Any = None                     # model of a JSON body, or bytes: journal lines
     needs: str = "read"                  # of the store: read, write, or nothing
-    is_cached: bool = True               # what is read depends on the store alone, and on no file
+    state: Callable[[Connection, dict], Any] = lambda reader, given: (reader, reader.version)
+
+
+def state_of_files(reader: Connection, given: dict[str, Any]) -> None:
+    """Give None: files, too, decide the answer."""
+
+
+def state_of_curves(reader: Connection, given: dict[str, Any]) -> Any:
+    """Give what the curves of runs depend on: these runs' points, whatever else is logged.
+
+    Only new points change n_points, and the rest counts in n_redone. None for what comes after a
+    cursor: it is asked for once.
+    """
+    if given["since"]:
+        return None
+    if is_stale(reader.conn):
+        return reader, reader.version
+    ids = [resolve(reader.conn, run_id) for run_id in given.get("ids") or [given["run_id"]]]
+    return ids, reader.file, reader.conn.execute(
+        "SELECT n_redone, run_id, metric_name, n_points FROM summarised JOIN metric_summary "
+        f"WHERE run_id IN ({', '.join('?' * len(ids))})", ids).fetchall()
 
 
 ROUTES = (
@@ -2511,18 +2545,20 @@ ROUTES = (
     Route("GET", "/runs/compare", "Put 2 to 20 runs side by side",
           lambda r: compare_runs(r.conn, r.given["ids"], r.given["by"]), RunComparison, COMPARED),
     Route("GET", "/runs/{run_id}", "One run, whole",
-          lambda r: get_run(r.conn, r.given["run_id"]), RunDetail, is_cached=False),
+          lambda r: get_run(r.conn, r.given["run_id"]), RunDetail, state=state_of_files),
     Route("DELETE", "/runs/{run_id}", "Move a run to the trash",
           lambda r: delete_run(r.conn, r.given["run_id"]), Deleted, needs="write"),
     Route("GET", "/runs/{run_id}/metrics", "Curves of a run",
-          lambda r: run_metrics(r.conn, [r.given["run_id"]], r.given), Curves, WINDOW),
+          lambda r: run_metrics(r.conn, [r.given["run_id"]], r.given), Curves, WINDOW,
+          state=state_of_curves),
     Route("PATCH", "/runs/{run_id}/note", "Write a run's note",
           lambda r: set_note(r.conn, r.given["run_id"], r.body.note), RunDetail, (), NoteUpdate,
           needs="write"),
     Route("GET", "/runs/{run_id}/artifacts/{index}", "Download a recorded file", artifact,
-          is_cached=False),
+          state=state_of_files),
     Route("GET", "/curves", "Curves of several runs",
-          lambda r: run_metrics(r.conn, r.given["ids"], r.given), Curves, CURVE_RUNS + WINDOW),
+          lambda r: run_metrics(r.conn, r.given["ids"], r.given), Curves, CURVE_RUNS + WINDOW,
+          state=state_of_curves),
     Route("GET", "/experiments", "List experiments", lambda r: list_experiments(r.conn),
           list[ExperimentSummary]),
     Route("GET", "/metrics", "List metrics", lambda r: list_metrics(r.conn), list[MetricInfo]),
@@ -2773,9 +2809,10 @@ class Handler(BaseHTTPRequestHandler):
             made = route.endpoint(Request(self.server, conn, given, parsed, pairs,
                                           self.client_address[0]))
             return made if isinstance(made, Reply) else Reply(encode(made))
-        return self.made(route, make)
+        return self.made(route, given, make)
 
-    def made(self, route: Route, make: Callable[[sqlite3.Connection | None], Reply]) -> Reply:
+    def made(self, route: Route, given: dict[str, Any],
+             make: Callable[[sqlite3.Connection | None], Reply]) -> Reply:
         """Have an answer made with what it needs of the store, or take the one made before."""
         try:
             if route.needs == "write":
@@ -2784,14 +2821,8 @@ class Handler(BaseHTTPRequestHandler):
             if not route.needs:
                 return make(None)
             with self.server.store.read() as reader:
-                if not route.is_cached:
-                    return make(reader.conn)
-                made = reader.answers.get(self.path) or make(reader.conn)
-                if len(reader.answers) >= CACHED_ANSWERS:
-                    reader.answers.clear()
-                if len(made.body) <= CACHED_BYTES:
-                    reader.answers[self.path] = made
-                return made
+                return self.server.store.kept(self.path, route.state(reader, given),
+                                              lambda: make(reader.conn))
         except (StoreError, sqlite3.Error) as error:
             raise self.server.store_problem(error) from error
 
