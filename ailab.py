@@ -44,6 +44,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from email.utils import formatdate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, NamedTuple
@@ -2322,7 +2323,7 @@ class Store:
         self.path, self.lock = path, threading.RLock()
         self.writer: Connection | None = None
         self.idle: list[Connection] = []
-        self.answers: dict[str, tuple[Any, Reply]] = {}   # by address, with what each depends on
+        self.answers: dict[tuple, tuple[Any, Reply]] = {}    # with what each depends on
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -2363,15 +2364,15 @@ class Store:
             version = reader.conn.execute("PRAGMA data_version").fetchone()[0]
         reader.version = version
 
-    def kept(self, address: str, state: Any, make: Callable[[], Reply]) -> Reply:
-        """Give the answer that is kept of an address and `state`, or make and keep it."""
-        known, reply = self.answers.pop(address, (None, None))
+    def kept(self, asked: tuple, state: Any, make: Callable[[], Reply]) -> Reply:
+        """Give the answer that is kept to what was `asked` in this `state`, or make and keep it."""
+        known, reply = self.answers.pop(asked, (None, None))
         if reply is None or known != state:
             reply = make()
         if state is not None and len(reply.body) <= CACHED_BYTES:
             while len(self.answers) >= CACHED_ANSWERS:       # the one that was unused for longest
                 self.answers.pop(next(iter(self.answers)), None)
-            self.answers[address] = state, reply
+            self.answers[asked] = state, reply
         return reply
 
     @contextlib.contextmanager
@@ -2414,6 +2415,20 @@ class Reply(NamedTuple):
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
     file: Any = None
+    etag: str = ""
+    encoding: str = ""
+
+    def with_etag(self) -> Reply:
+        """Add the ETag, made of the body."""
+        return self if self.etag else self._replace(
+            etag=f'W/"{zlib.crc32(self.body):08x}{len(self.body):x}"')
+
+    def packed(self) -> Reply:
+        """Pack a body that is worth it."""
+        if len(self.body) <= GZIP_FROM_BYTES or self.encoding:
+            return self
+        packer = zlib.compressobj(3, zlib.DEFLATED, 31)
+        return self._replace(body=packer.compress(self.body) + packer.flush(), encoding="gzip")
 
 
 class Request(NamedTuple):
@@ -2579,6 +2594,7 @@ ROUTES = (
           lambda r: static_file(r.given["path"]), needs=""))
 
 
+@functools.lru_cache(maxsize=256)
 def match_route(method: str, path: str) -> tuple[Route, dict[str, str]]:
     """Find a request's route: GET /runs/ab%2Fc gives that of /runs/{run_id}, {"run_id": "ab/c"}.
 
@@ -2708,8 +2724,10 @@ def inflated(body: bytes, encoding: str) -> bytes:
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _TAKES_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
 _ONCE = frozenset({"host", "content-length", "content-type", "origin", "authorization"})
-_SAFE = (("X-Content-Type-Options", "nosniff"), ("Cross-Origin-Resource-Policy", "same-origin"),
-         ("Referrer-Policy", "no-referrer"))
+_SAFE = ("X-Content-Type-Options: nosniff\r\nCross-Origin-Resource-Policy: same-origin\r\n"
+         "Referrer-Policy: no-referrer")
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+_http_date = functools.lru_cache(maxsize=2)(functools.partial(formatdate, usegmt=True))
 _API_POLICY = ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 
 
@@ -2821,10 +2839,19 @@ class Handler(BaseHTTPRequestHandler):
             if not route.needs:
                 return make(None)
             with self.server.store.read() as reader:
-                return self.server.store.kept(self.path, route.state(reader, given),
-                                              lambda: make(reader.conn))
+                return self.server.store.kept(
+                    (self.path, self.takes_gzip()), route.state(reader, given),
+                    lambda: self.ready(make(reader.conn)))
         except (StoreError, sqlite3.Error) as error:
             raise self.server.store_problem(error) from error
+
+    def takes_gzip(self) -> bool:
+        return bool(_TAKES_GZIP.search(self.fields.get("accept-encoding", "")))
+
+    def ready(self, reply: Reply) -> Reply:
+        """Finish what will be sent many times."""
+        reply = reply.with_etag()
+        return reply.packed() if self.takes_gzip() else reply
 
     def body_length(self) -> int:
         """Read how long the body is."""
@@ -2924,33 +2951,31 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, reply: Reply) -> None:
         """Send a reply: headers and body in one write."""
-        body, status, headers = reply.body, reply.status, list(reply.headers)
+        status, headers = reply.status, list(reply.headers)
         is_json = reply.content_type == "application/json"
         if status == 200 and reply.file is None and self.command in ("GET", "HEAD"):
-            etag = f'W/"{zlib.crc32(body):08x}{len(body):x}"'
-            headers += [("ETag", etag), ("Cache-Control", "no-cache"), ("Vary", "Accept-Encoding")]
+            reply = reply.with_etag()
+            headers += [("ETag", reply.etag), ("Cache-Control", "no-cache"),
+                        ("Vary", "Accept-Encoding")]
             asked = self.fields.get("if-none-match", "")
-            if asked == "*" or etag[2:] in asked:
-                status, body = 304, b""
+            if asked == "*" or reply.etag[2:] in asked:
+                status, reply = 304, reply._replace(body=b"", encoding="")
         elif status != 200 or is_json:
             headers.append(("Cache-Control", "no-store"))
-        accepted = self.fields.get("accept-encoding", "")
-        if len(body) > GZIP_FROM_BYTES and _TAKES_GZIP.search(accepted):
-            packer = zlib.compressobj(3, zlib.DEFLATED, 31)
-            body = packer.compress(body) + packer.flush()
-            headers.append(("Content-Encoding", "gzip"))
+        if self.takes_gzip():
+            reply = reply.packed()
+        headers += [("Content-Encoding", reply.encoding)] if reply.encoding else []
         if is_json:
             headers.append(_API_POLICY)
-        size = len(body) if reply.file is None else os.fstat(reply.file.fileno()).st_size
-        head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-                f"Date: {self.date_time_string()}"]
+        size = len(reply.body) if reply.file is None else os.fstat(reply.file.fileno()).st_size
+        head = [f"HTTP/1.1 {status} {_PHRASES[status]}", f"Date: {_http_date(int(time.time()))}"]
         if status != 304:
             head += [f"Content-Type: {reply.content_type}", f"Content-Length: {size}"]
-        head += [f"{name}: {value}" for name, value in (*_SAFE, *headers) if value]
+        head += [_SAFE, *[f"{name}: {value}" for name, value in headers if value]]
         head += ["Connection: close"] if self.close_connection else []
         self.log_request(status, size)
         start = ("\r\n".join(head) + "\r\n\r\n").encode("latin-1", "replace")
-        self.wfile.write(start if self.command == "HEAD" else start + body)
+        self.wfile.write(start if self.command == "HEAD" else start + reply.body)
         if reply.file is not None:
             self.stream(reply.file, size)
 
