@@ -41,7 +41,7 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from email.utils import formatdate
@@ -486,7 +486,7 @@ INGESTED = (
     Param("death", "text", "where its process was found gone: the words to close the run with"))
 
 
-def parse_params(params: tuple[Param, ...], pairs: list[tuple[str, str]]) -> dict[str, Any]:
+def parse_params(params: tuple[Param, ...], pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Check request parameters: [("limit", "5")] becomes {"limit": 5, ...}, defaults filled in.
 
     Raises: BadQuery, one sentence naming the parameter, its value and what is accepted.
@@ -2616,6 +2616,13 @@ def match_route(method: str, path: str) -> tuple[Route, dict[str, str]]:
         raise LabError("the address is not UTF-8: percent-encode UTF-8 text") from None
 
 
+@functools.lru_cache(maxsize=256)
+def given_to(method: str, path: str, pairs: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """Parse a request's parameters and the parts of its path. Raises: LabError."""
+    route, parts = match_route(method, path)
+    return {**parse_params(route.params, pairs), **parts}
+
+
 @functools.lru_cache(maxsize=64)
 def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\{(\w+)\\}", lambda name: (
@@ -2721,6 +2728,8 @@ def inflated(body: bytes, encoding: str) -> bytes:
     return lines
 
 
+_REQUEST_LINE = re.compile(rb"([A-Za-z]{1,20}) (/[!-~]*) HTTP/1\.([01])\r\n")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _TAKES_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
 _ONCE = frozenset({"host", "content-length", "content-type", "origin", "authorization"})
@@ -2778,7 +2787,7 @@ class Handler(BaseHTTPRequestHandler):
         self.requestline, self.fields = line.decode("latin-1").rstrip("\r\n"), {}
         if len(line) > MAX_URL_BYTES:
             raise LabError(f"the address is too long: at most {MAX_URL_BYTES} bytes", 414)
-        found = re.fullmatch(rb"([A-Za-z]{1,20}) (/[!-~]*) HTTP/1\.([01])\r\n", line)
+        found = _REQUEST_LINE.fullmatch(line)
         if not found:
             raise LabError("this is not an HTTP/1.1 request line with a path")
         self.command, self.path = found[1].decode(), found[2].decode()
@@ -2792,7 +2801,7 @@ class Handler(BaseHTTPRequestHandler):
             value = value.strip(b" \t\r\n")
             key = name.decode("latin-1").lower()
             if (not line.endswith(b"\r\n") or not colon or not _TOKEN.fullmatch(name)
-                    or re.search(rb"[\0\r\n]", value)):
+                    or b"\0" in value or b"\r" in value):   # nor "\n", which ends a line
                 raise LabError("a header is malformed: send Name: value lines")
             if key in self.fields and key in _ONCE:
                 raise LabError(f"the header {key} is given twice")
@@ -2816,12 +2825,12 @@ class Handler(BaseHTTPRequestHandler):
         if (entered := self.enter(path, pairs)) is not None:
             return entered
         method = "GET" if self.command == "HEAD" else self.command
-        route, parts = match_route(method, path)
+        route, _ = match_route(method, path)
         if is_large:
             body = self.read_body(MAX_LINES_BYTES if route.body is bytes else MAX_BODY_BYTES)
         self.server.reading.pop(self, None)
         parsed = self.parse_body(route.body, body) if route.body else None
-        given = {**parse_params(route.params, pairs), **parts}
+        given = given_to(method, path, tuple(pairs))
 
         def make(conn: sqlite3.Connection | None) -> Reply:
             made = route.endpoint(Request(self.server, conn, given, parsed, pairs,
@@ -2861,7 +2870,7 @@ class Handler(BaseHTTPRequestHandler):
         if length is None:
             if self.command in ("POST", "PATCH", "PUT"):
                 raise LabError(f"{self.command} needs a Content-Length")
-            length = "0"
+            return 0
         if not re.fullmatch(r"\d{1,18}", length, re.ASCII):
             raise LabError(f"Content-Length {length[:40]!r} is not a number of bytes")
         return int(length)
@@ -2882,7 +2891,7 @@ class Handler(BaseHTTPRequestHandler):
     def guard(self) -> None:
         """Refuse what another site sends, its name rebound to this machine or not."""
         fields, host = self.fields, self.fields.get("host", "")
-        found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?", host.lower())
+        found = _HOST.fullmatch(host.lower())
         if not found:
             raise LabError("the Host header is missing or malformed: name the server's host")
         if self.server.is_loopback and found[1] not in self.server.hosts:
