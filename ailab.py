@@ -1324,6 +1324,9 @@ def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Co
         return conn
     with lab_logger.transaction(conn):
         if conn.execute(found).fetchone()[0] < len(_INDEX_PARTS):
+            if (conn.execute("SELECT max(id) FROM run_metrics").fetchone()[0] or 0) > 1_000_000:
+                print(f"ailab: the index for reading {path!r} is made, once: this takes a while",
+                      file=sys.stderr, flush=True)
             for kind, name in [("TRIGGER", "run_metrics_insert"), *_INDEX_PARTS]:   # older ones
                 conn.execute(f"DROP {kind} IF EXISTS {name}")
             for statement in (_DIRECTIONS, *_INDEX_SCHEMA.split(";;")):
@@ -3208,8 +3211,8 @@ def docs_page(project: str) -> Reply:
 
     def table(rows: list[tuple[str, dict, str]]) -> str:
         return "<table>" + "".join(
-            f"<tr><th scope=row><code>{escape(name)}</code><td>{shape_link(schema)}<td>{escape(about)}"
-            for name, schema, about in rows) + "</table>"
+            f"<tr><th scope=row><code>{escape(name)}</code><td>{shape_link(schema)}"
+            f"<td>{escape(about)}" for name, schema, about in rows) + "</table>"
 
     parts = [f"<h1>{escape(document['info']['title'])}</h1><p>JSON over HTTP; for programs: "
              '<a href="/openapi.json">/openapi.json</a>. Errors: <a href="#Problem">Problem</a>.']
