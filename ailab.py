@@ -86,7 +86,7 @@ READ_WAIT_S = 1.5                        # and a read (which only a rollback jou
 NEARLY_FULL, TOLD_WITHIN_S = 90, 120     # percent of memory so soon before a run's end: its cause?
 STOP_WAIT_S = 0.7                        # open requests get this long when the server ends
 GZIP_FROM_BYTES = 1_024
-CACHED_ANSWERS, CACHED_BYTES = 64, 1 << 18  # kept: how many, of how many bytes at most
+CACHED_ANSWERS, CACHED_BYTES = 64, 1 << 17  # kept: how many, of how many bytes at most
 IDLE_READERS = 8                         # open connections kept for the next requests
 
 INF, FLOAT_MAX = float("inf"), sys.float_info.max
@@ -1312,7 +1312,7 @@ def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Co
     Raises: StoreError, one sentence; sqlite3.Error where the index cannot be made.
     """
     conn = lab_logger.connect(path, mode, timeout_s)
-    conn.text_factory = lambda raw: raw.decode("utf-8", "replace")      # plain SQL wrote other text
+    conn.text_factory = functools.partial(str, encoding="utf-8", errors="replace")   # plain SQL's
     conn.create_function("folded_in", 2, deterministic=True,            # for more than ASCII
                          func=lambda part, text: part.casefold() in str(text).casefold())
     names = ", ".join(f"'{name}'" for _, name in _INDEX_PARTS)
@@ -2327,6 +2327,7 @@ class Store:
         self.writer: Connection | None = None
         self.idle: list[Connection] = []
         self.answers: dict[tuple, tuple[Any, Reply]] = {}    # with what each depends on
+        self.answers_lock = threading.Lock()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -2369,13 +2370,15 @@ class Store:
 
     def kept(self, asked: tuple, state: Any, make: Callable[[], Reply]) -> Reply:
         """Give the answer that is kept to what was `asked` in this `state`, or make and keep it."""
-        known, reply = self.answers.pop(asked, (None, None))
+        with self.answers_lock:
+            known, reply = self.answers.pop(asked, (None, None))
         if reply is None or known != state:
             reply = make()
         if state is not None and len(reply.body) <= CACHED_BYTES:
-            while len(self.answers) >= CACHED_ANSWERS:       # the one that was unused for longest
-                self.answers.pop(next(iter(self.answers)), None)
-            self.answers[asked] = state, reply
+            with self.answers_lock:
+                while len(self.answers) >= CACHED_ANSWERS:   # the one that was unused for longest
+                    del self.answers[next(iter(self.answers))]
+                self.answers[asked] = state, reply
         return reply
 
     @contextlib.contextmanager
