@@ -942,9 +942,8 @@ class Where:
         if text not in _WHERE_FIELDS:
             raise _no_field(text, at, self.tokens[max(0, self.place - 2)].text)
         column = "r.duration_s" if text == "duration" else f"r.{text}"
-        if text == "note":               # its index has the runs that have one
-            return Term("text", column, at, None, text, _THROUGH_INDEX)
-        return Term(_WHERE_FIELDS[text], column, at, None, column)
+        inner = (text, _THROUGH_INDEX) if text == "note" else (column,)   # of runs that have one
+        return Term(_WHERE_FIELDS[text], column, at, None, *inner)
 
     def logged(self, kind: str, at: int) -> Term:
         parts, by = self.parts(kind), "final"
@@ -1498,10 +1497,7 @@ def directions(conn: sqlite3.Connection) -> Callable[[str], str]:
 
 
 def query_of(conn: sqlite3.Connection, given: dict[str, Any]) -> RunQuery:
-    """Make a RunQuery as run_query does, with the lab's directions, and check the names in `where`.
-
-    Raises: BadQuery.
-    """
+    """Make a RunQuery with the lab's directions; raises BadQuery for an unknown name in `where`."""
     query = run_query(given, directions(conn))
     for kind, name, at in query.expression.names if query.expression else ():
         if hint := _unknown(conn, kind, name):
@@ -1589,8 +1585,7 @@ def count_runs(conn: sqlite3.Connection, query: RunQuery) -> int:
     for leaf in needed if rarest else ():
         count = count.replace(leaf, leaf if leaf == rarest else row_by_row(leaf))
     with _bounded(conn, query):
-        found = conn.execute(count, query.bound).fetchone()
-        return found[0] if found else 0
+        return (conn.execute(count, query.bound).fetchone() or (0,))[0]
 
 
 # The last point of each of a run's metrics at the epoch (or step) of the best: found by halving,
@@ -3043,8 +3038,7 @@ class LabServer(ThreadingHTTPServer):
     def server_bind(self) -> None:
         # Not HTTPServer's: it asks the name service for this machine's name, for seconds at times.
         if self.socket_path:
-            self._bind_socket(self.socket_path)
-            return
+            return self._bind_socket(self.socket_path)
         if self.allow_reuse_address:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
@@ -3131,9 +3125,8 @@ class LabServer(ThreadingHTTPServer):
         until = time.monotonic() + STOP_WAIT_S
         while self.n_open and time.monotonic() < until:
             time.sleep(0.01)
-        if self.own_socket:              # never another server's, nor another file
-            with contextlib.suppress(OSError):
-                os.unlink(self.own_socket)
+        with contextlib.suppress(OSError):       # "" where none is bound: never another server's
+            os.unlink(self.own_socket)
         self.store.close()
 
 

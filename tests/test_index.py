@@ -80,7 +80,7 @@ def tallied(conn):
         metrics |= {(run_id, name) for name in json.loads(finals or "{}")}
         counted.update(("param", name) for name in ailab.flatten(json.loads(params or "{}")))
     counted.update(("metric", name) for _, name in metrics)
-    return sorted((*key, n) for key, n in counted.items())
+    return sorted((*key, n) for key, n in counted.items() if n)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -105,6 +105,46 @@ def test_tally_counts_the_runs_that_lists_show(lab):
     assert index_of(lab.conn)["tally"] == tallied(lab.conn)
     ailab.restore_run(lab.conn, lab.ids["lr_01"])
     assert index_of(lab.conn)["tally"] == tallied(lab.conn)
+
+
+CHANGES = [
+    "INSERT INTO runs (run_id, status, experiment_name) VALUES ('new', 'running', 'new')",
+    "UPDATE runs SET status = 'finished', experiment_name = 'other' WHERE run_id = 'new'",
+    "UPDATE runs SET params_json = '{\"a\": 1, \"b\": null}' WHERE run_id = 'new'",
+    "UPDATE runs SET params_json = '{\"a\": 1.0, \"n\": {\"b\": 2}}' WHERE status = 'failed'",
+    "UPDATE runs SET params_json = '{\"a.b\": 1, \"a\": {\"b\": 3}}' WHERE run_id = 'new'",
+    "UPDATE runs SET final_metrics_json = '{\"f1\": 1, \"mine\": \"NaN\"}' WHERE run_id = 'new'",
+    "INSERT INTO run_metrics (run_id, metric_name, metric_value) VALUES ('new', 'logged', 1)",
+    "INSERT INTO run_metrics (run_id, metric_name, metric_value) VALUES ('later', 'logged', 1)",
+    "INSERT INTO runs (run_id, model_name) VALUES ('later', 'late')",
+    "INSERT OR REPLACE INTO runs (run_id, status, task_name) VALUES ('new', 'failed', 'again')",
+    "REPLACE INTO runs (run_id, params_json) SELECT run_id, '{\"a\": 5}' FROM runs LIMIT 3",
+    "INSERT OR IGNORE INTO runs (run_id, status) SELECT run_id, 'killed' FROM runs",
+    "INSERT INTO runs (run_id, status) SELECT run_id, 'killed' FROM runs WHERE true "
+    "ON CONFLICT (run_id) DO UPDATE SET status = excluded.status, model_name = NULL",
+    "UPDATE runs SET deleted_at = 'now' WHERE dataset_id = 'iris'",
+    "UPDATE runs SET status = 'finished' WHERE deleted_at IS NOT NULL",
+    "INSERT INTO runs (run_id, deleted_at, final_metrics_json) VALUES ('t', 'now', '{\"f1\": 1}')",
+    "DELETE FROM run_metrics WHERE metric_name = 'train_loss'",
+    "INSERT INTO runs (run_id, status) VALUES ('live', 'running')",
+    "INSERT INTO run_metrics (run_id, metric_name, metric_value) VALUES ('live', 'logged', 1)",
+    "UPDATE runs SET status = 'killed' WHERE run_id = 'live'",
+    "UPDATE runs SET run_id = 'renamed' WHERE run_id = 'new'",
+    "UPDATE OR REPLACE runs SET run_id = 'later' WHERE run_id = 'renamed'",
+    "DELETE FROM runs WHERE dataset_id = 'digits'",
+    "UPDATE runs SET deleted_at = NULL",
+    "DELETE FROM runs"]
+
+
+@pytest.mark.parametrize("is_recursive", [0, 1])
+def test_tally_and_index_stay_exact_whatever_plain_sql_does(lab, is_recursive):
+    """With recursive triggers, REPLACE also fires those of DELETE."""
+    lab.conn.execute(f"PRAGMA recursive_triggers = {is_recursive}")
+    for change in CHANGES:
+        lab.conn.execute(change)
+        take(lab.conn, ("refresh", ""))
+        assert index_of(lab.conn)["tally"] == tallied(lab.conn), change
+    assert index_of(lab.conn)["tally"] == []
 
 
 def test_restored_run_has_its_curves_back_at_once(lab):

@@ -1433,3 +1433,83 @@ def test_sender_whose_clock_is_an_hour_behind_is_alive_and_not_lost(lab, server,
         assert answer[0] == 200
         ailab.take_in(lab.conn, lab.db_path)
         assert ailab.get_run(lab.conn, run_id)["status"] == status
+
+
+# --- Answers that are kept ----------------------------------------------------------------
+
+@pytest.fixture
+def curves_made(monkeypatch):
+    """The calls of run_metrics() so far."""
+    calls, real = [], ailab.run_metrics
+    monkeypatch.setattr(ailab, "run_metrics", lambda *given: calls.append(given) or real(*given))
+    return calls
+
+
+def test_the_curves_of_a_run_are_kept_while_others_log(lab, api, curves_made):
+    path = f"/runs/{lab.ids['lr_01']}/metrics?names=accuracy"
+    first = api("GET", path)[2]
+    for epoch in range(6, 9):
+        plain(lab.db_path, ("INSERT INTO run_metrics (run_id, epoch, metric_name, metric_value) "
+                            "VALUES (?, ?, 'accuracy', 0.5)", (lab.ids["svm_01"], epoch)))
+        assert api("GET", path)[2] == first
+    assert len(curves_made) == 1
+
+
+@pytest.mark.parametrize("change", [
+    "INSERT INTO run_metrics (run_id, epoch, metric_name, metric_value) "
+    "VALUES (:run_id, 6, 'accuracy', 0.5)",
+    "UPDATE run_metrics SET metric_value = 0.5 WHERE run_id = :run_id AND epoch = 3",
+    "UPDATE run_metrics SET epoch = 33 WHERE run_id = :run_id AND epoch = 3",
+    "UPDATE run_metrics SET timestamp = NULL WHERE run_id = :run_id",
+    "REPLACE INTO run_metrics (id, run_id, epoch, metric_name, metric_value) "
+    "SELECT id, run_id, epoch, metric_name, 0.5 FROM run_metrics WHERE run_id = :run_id",
+    "UPDATE run_metrics SET metric_name = 'moved' WHERE run_id = :run_id AND epoch = 2",
+    "DELETE FROM run_metrics WHERE run_id = :run_id AND epoch = 3"])
+def test_the_curves_of_a_run_are_never_stale(lab, api, change):
+    path = f"/runs/{lab.ids['lr_01']}/metrics"
+    before = api("GET", path)[2]
+    plain(lab.db_path, (change, {"run_id": lab.ids["lr_01"]}))
+    after = api("GET", path)[2]
+    assert after != before
+    assert after == ask_store(lab.conn, "run_metrics", lab.ids["lr_01"], {})[0]
+
+
+def test_the_curves_of_a_run_that_went_to_the_trash_are_gone(lab, api):
+    path = f"/runs/{lab.ids['lr_01']}/metrics"
+    assert api("GET", path)[0] == 200
+    plain(lab.db_path, ("UPDATE runs SET deleted_at = 'now' WHERE run_id = ?",
+                        (lab.ids["lr_01"],)))
+    assert api("GET", path)[0] == 404
+
+
+def test_the_curves_are_right_while_nobody_can_summarise(lab, api, server):
+    path = f"/runs/{lab.ids['lr_01']}/metrics?names=accuracy"
+    assert only_curve(api("GET", path)[2])["n_points"] == 5
+    plain(lab.db_path, ("INSERT INTO run_metrics (run_id, epoch, metric_name, metric_value) "
+                        "VALUES (?, 6, 'accuracy', 0.5)", (lab.ids["lr_01"],)))
+    with sqlite3.connect(lab.db_path) as other:
+        other.execute("BEGIN IMMEDIATE")          # whoever writes for long
+        assert only_curve(api("GET", path)[2])["n_points"] == 6
+        other.execute("ROLLBACK")
+    other.close()
+
+
+@pytest.mark.parametrize("odd", ["0.25", "NULL", "9e999", "'text'", "x'00'", "1e308"])
+def test_a_long_bucket_is_what_its_points_are(lab, monkeypatch, odd):
+    insert_run(lab.conn, run_id="long-run", timestamp=started(12))
+    insert_points(lab.conn, "long-run", [(n, "loss", 1 / n) for n in range(1, 1_001)])
+    lab.conn.execute(f"UPDATE run_metrics SET metric_value = {odd} "
+                     "WHERE run_id = 'long-run' AND epoch IN (13, 14, 500, 1000)")
+    refresh(lab.conn)
+
+    def read(**query):
+        [curve] = ask_store(lab.conn, "run_metrics", "long-run", {"max_points": 7, **query})[0][
+            "curves"]
+        return {**curve, "mean": pytest.approx(curve["mean"], rel=1e-12)}
+    windows = [{}, {"from": 10, "to": 900}, {"x": "time"}, {"since": 100}]
+    monkeypatch.setattr(ailab, "LONG_BUCKET", 10_000)
+    slow = [read(**window) for window in windows]
+    monkeypatch.setattr(ailab, "LONG_BUCKET", 1)
+    quick = [read(**window) for window in windows]
+    assert [{**curve, "mean": 0} for curve in slow] == [{**curve, "mean": 0} for curve in quick]
+    assert [curve["mean"].expected for curve in quick] == [curve["mean"] for curve in slow]
