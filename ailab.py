@@ -152,7 +152,12 @@ def _about(description: str, **rules: Any) -> Any:
     return Field(description=description, **rules)
 
 
-class RunSummary(BaseModel):
+class Shape(BaseModel):
+    """The shape of a body; pydantic builds what it needs of it once it is asked for."""
+    model_config = ConfigDict(defer_build=True)  # serving asks for few: 3 MB less
+
+
+class RunSummary(Shape):
     """One run, as lists show it."""
     run_id: str = _about("UUID")
     timestamp: str | None = _about("start, UTC ISO 8601")
@@ -179,7 +184,7 @@ class RunSummary(BaseModel):
                                    "value, and the run has it", default=None)
 
 
-class Ranked(BaseModel):
+class Ranked(Shape):
     """What a run is ranked by, and where in its curve that was."""
     metric_name: str = _about("what the ranking is by")
     by: By = _about("which of the run's values counts")
@@ -190,7 +195,7 @@ class Ranked(BaseModel):
     at_epoch: dict[str, Number] = _about("the run's other metrics at that epoch, or else step")
 
 
-class MetricSummary(BaseModel):
+class MetricSummary(Shape):
     """One metric of one run: its final value and the shape of its curve."""
     metric_name: str = _about("metric")
     value: Number = _about("final value: returned, else last logged")
@@ -211,7 +216,7 @@ class MetricSummary(BaseModel):
     max_step: float | None = _about("its step")
 
 
-class ArtifactFile(BaseModel):
+class ArtifactFile(Shape):
     """A recorded path and what lies there now."""
     index: int = _about("position in artifacts, from 0")
     path: str = _about("as recorded; a relative one is relative to cwd")
@@ -244,7 +249,7 @@ class RunDetail(ComparedRun):
     child_run_ids: list[str] = _about("runs begun inside this one, oldest first")
 
 
-class BestOf(BaseModel):
+class BestOf(Shape):
     """Who is best in one metric."""
     direction: Direction = _about("which way is better")
     value: Number = _about("the best value")
@@ -253,7 +258,7 @@ class BestOf(BaseModel):
     steps: dict[str, float | None] = _about("run id to its step")
 
 
-class RunComparison(BaseModel):
+class RunComparison(Shape):
     """Two to twenty runs side by side."""
     run_ids: list[str] = _about("in the order asked for")
     metric_keys: list[str] = _about("all metrics of the runs, by name")
@@ -269,7 +274,7 @@ class LeaderboardRow(RunSummary, Ranked):
     rank: int = _about("from 1")
 
 
-class Curve(BaseModel):
+class Curve(Shape):
     """One curve in buckets, columns of equal length in order of logging; null: no finite value."""
     run_id: str = _about("run")
     metric_name: str = _about("metric")
@@ -288,39 +293,39 @@ class Curve(BaseModel):
     n_nonfinite: int = _about("how many there are")
 
 
-class Curves(BaseModel):
+class Curves(Shape):
     """Curves on a common axis."""
     x: Literal["epoch", "step", "time"] = _about("what x is")
     curves: list[Curve] = _about("by run as asked for, then by metric")
 
 
-class NoteUpdate(BaseModel):
+class NoteUpdate(Shape):
     """A run's new note."""
     model_config = ConfigDict(extra="forbid", strict=True)
     note: str | None = _about("the text; null takes the note away", max_length=MAX_NOTE)
 
 
-class Deleted(BaseModel):
+class Deleted(Shape):
     """A run that went to the trash."""
     run_id: str = _about("run")
     deleted_at: str = _about("when, UTC ISO 8601")
 
 
-class MetricInfo(BaseModel):
+class MetricInfo(Shape):
     """A metric of the lab."""
     metric_name: str = _about("metric")
     n_runs: int = _about("runs that have it")
     direction: Direction = _about("which way is better")
 
 
-class DirectionUpdate(BaseModel):
+class DirectionUpdate(Shape):
     """Which way a metric is better from now on."""
     model_config = ConfigDict(extra="forbid", strict=True)
     metric_name: str = _about("a metric of the lab")
     direction: Direction | None = _about("null: what its name says")
 
 
-class ExperimentSummary(BaseModel):
+class ExperimentSummary(Shape):
     """An experiment of the lab."""
     experiment_name: str | None = _about("experiment; null for runs without one")
     n_runs: int = _about("runs")
@@ -328,20 +333,20 @@ class ExperimentSummary(BaseModel):
     last_activity: str | None = _about("latest start, end or sign of life, UTC ISO 8601")
 
 
-class NamedCount(BaseModel):
+class NamedCount(Shape):
     """A word of the lab's vocabulary."""
     name: str = _about("as stored")
     n_runs: int = _about("runs that have it")
 
 
-class ParamInfo(BaseModel):
+class ParamInfo(Shape):
     """A param of the lab."""
     param_name: str = _about("nested names joined by dots")
     n_runs: int = _about("runs that have it")
     n_values: int = _about(f"different values, counted up to {MAX_COUNTED_VALUES:,}")
 
 
-class Lab(BaseModel):
+class Lab(Shape):
     """The lab at a glance."""
     project: str = _about("PROJECT_NAME")
     version: str = _about("version of AI-Lab")
@@ -357,27 +362,27 @@ class Lab(BaseModel):
     metrics: list[MetricInfo] = _about("most runs first")
 
 
-class Health(BaseModel):
+class Health(Shape):
     """That the server is there."""
     status: Literal["ok"] = _about("always ok: a server that is not does not answer")
     project: str = _about("PROJECT_NAME")
     version: str = _about("version of AI-Lab")
 
 
-class Held(BaseModel):
+class Held(Shape):
     """What the lab has of a journal."""
     journal: str = _about("as it was named")
     offset: int = _about("bytes of it that are in the store: send what follows them")
     status: str | None = _about("of its run, lost where it ended by silence alone; null: no run")
 
 
-class AgentQuery(BaseModel):
+class AgentQuery(Shape):
     """A question in plain words."""
     model_config = ConfigDict(extra="forbid", strict=True)
     query: str = _about("the question", min_length=1, max_length=MAX_QUERY, pattern=r"\S")
 
 
-class AgentAnswer(BaseModel):
+class AgentAnswer(Shape):
     """The assistant's answer; every run id and number in it comes from a tool result."""
     intent: str = _about("what the question was taken for")
     natural_language_answer: str = _about("the answer")
@@ -389,7 +394,7 @@ class AgentAnswer(BaseModel):
     steps: list[dict[str, Any]] = _about("tools called, in order")
 
 
-class Problem(BaseModel):
+class Problem(Shape):
     """Why a request was refused."""
     detail: str = _about("one sentence that says what to do")
     column: int = _about("only of `where`: the character its mistake is at, from 1", default=0)
