@@ -759,8 +759,7 @@ class Where:
             found.append(part(is_not))
         for term in found if len(found) > 1 else ():
             if term.kind != "condition":
-                raise BadQuery(f"{word} joins comparisons, and this is {_A_KIND[term.kind]}: "
-                               "compare it with something", term.at)
+                raise BadQuery(f"{word} joins comparisons (x>1), not {_A_KIND[term.kind]}", term.at)
         return found[0] if len(found) == 1 else found[0]._replace(
             sql=f"({glue.join(term.sql for term in found)})")
 
