@@ -69,7 +69,7 @@ MAX_QUERY = 4_000                        # characters of a question
 MAX_COUNTED_VALUES = 1_000               # different values of one param
 MIN_PREFIX = 6                           # characters of a run id that may stand for it
 MAX_WHERE, MAX_TERMS, MAX_DEPTH = 4_000, 200, 20  # characters, operands, brackets in brackets
-WHERE_S = 0.8                            # a statement with `where` is given up after this
+WHERE_S = 1.5                            # an answer with `where` is given up after this
 WIDE = 1_000                             # runs that make a set too large to be made for a page
 MAX_NAMES = 1_000                        # of the lab looked through for one like a mistyped name
 
@@ -571,6 +571,7 @@ class RunQuery:
     by: str = "final"
     way: Callable[[str], str] = field(default_factory=lambda: direction)
     expression: Where | None = None
+    until: float = 0.0                   # when its work ends, by the thread's clock
 
     @property
     def is_joined(self) -> bool:
@@ -1541,12 +1542,13 @@ def _by_width(conn: sqlite3.Connection, query: RunQuery) -> tuple[list[str], lis
 
 @contextlib.contextmanager
 def _bounded(conn: sqlite3.Connection, query: RunQuery) -> Iterator[None]:
-    """Give a statement with `where` up after WHERE_S, as a BadQuery: arithmetic has no index."""
+    """Give an answer with `where` up after WHERE_S, as a BadQuery: arithmetic has no index."""
     if query.expression is None:
         yield
         return
-    until = time.thread_time() + WHERE_S     # of work: a cold disk is no fault of the expression
-    conn.set_progress_handler(lambda: time.thread_time() > until, 20_000)
+    # Of work: a cold disk is no fault of the expression.
+    query.until = query.until or time.thread_time() + WHERE_S
+    conn.set_progress_handler(lambda: time.thread_time() > query.until, 20_000)
     try:
         yield
     except sqlite3.OperationalError as error:
