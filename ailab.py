@@ -853,8 +853,8 @@ class Where:
             frame, test = self.test(left, "!=" if is_not else "=", item)
             tests.append(test)
             if self.take(close):
-                return self.framed(
-                    frame, f"({(' AND ' if is_not else ' OR ').join(tests)})")
+                glue = " AND " if is_not else " or "     # lower case: of one leaf, see needs()
+                return self.framed(frame, f"({glue.join(tests)})")
             if not self.take(","):
                 raise self.expected(f"a comma or {close}")
 
