@@ -87,6 +87,7 @@ NEARLY_FULL, TOLD_WITHIN_S = 90, 120     # percent of memory so soon before a ru
 STOP_WAIT_S = 0.7                        # open requests get this long when the server ends
 GZIP_FROM_BYTES = 1_024
 CACHED_ANSWERS, CACHED_BYTES = 64, 1 << 17  # kept: how many, of how many bytes at most
+CACHED_RUNS, CACHED_PARAMS = 500, 1 << 12  # whose JSON is kept: how many, characters of params
 IDLE_READERS = 8                         # open connections kept for the next requests
 
 INF, FLOAT_MAX = float("inf"), sys.float_info.max
@@ -572,6 +573,11 @@ class RunQuery:
     way: Callable[[str], str] = field(default_factory=lambda: direction)
     expression: Where | None = None
     until: float = 0.0                   # when its work ends, by the thread's clock
+
+    @property
+    def is_by_curve(self) -> bool:
+        """Tell whether the runs are ranked by another value of a metric than its final one."""
+        return self.by != "final" and self.sort.startswith("metrics.")
 
     @property
     def is_joined(self) -> bool:
@@ -1563,6 +1569,16 @@ def _bounded(conn: sqlite3.Connection, query: RunQuery) -> Iterator[None]:
 def list_runs(conn: sqlite3.Connection, query: RunQuery, *, limit: int, offset: int = 0,
               has_rest: bool = True) -> list[dict]:
     """List runs as RunSummary dicts in the query's order, those without what it sorts by last."""
+    runs = [_summary(*found) for found in find_runs(conn, query, limit, offset, has_rest)]
+    if query.is_by_curve:
+        found = _ranked(conn, [run["run_id"] for run in runs], query)
+        runs = [{**run, "ranked": found.get(run["run_id"])} for run in runs]
+    return runs
+
+
+def find_runs(conn: sqlite3.Connection, query: RunQuery, limit: int, offset: int,
+              has_rest: bool = True) -> list[tuple[tuple, tuple]]:
+    """Find the runs of list_runs(), each as what _summary() takes."""
     wide, narrow = _by_width(conn, query)
     ranked, rest, count = page_statements(query, is_narrow=any(map(query.needs, narrow)))
     bound = {**query.bound, "limit": limit, "offset": offset}
@@ -1576,11 +1592,7 @@ def list_runs(conn: sqlite3.Connection, query: RunQuery, *, limit: int, offset: 
                 n_ranked = conn.execute(count, bound).fetchone()[0]
             bound.update(limit=limit - len(rows), offset=max(0, offset - n_ranked))
             rows += conn.execute(rest, bound).fetchall()
-    runs = _summaries(conn, rows, bound)
-    if query.by != "final" and query.sort.startswith("metrics."):
-        found = _ranked(conn, [run["run_id"] for run in runs], query)
-        runs = [{**run, "ranked": found.get(run["run_id"])} for run in runs]
-    return runs
+    return _with_metrics(conn, rows, bound)
 
 
 def count_runs(conn: sqlite3.Connection, query: RunQuery) -> int:
@@ -1636,27 +1648,28 @@ def _ranked(conn: sqlite3.Connection, run_ids: list[str], query: RunQuery) -> di
     return found
 
 
-def _summaries(conn: sqlite3.Connection, rows: list[tuple],
-               bound: dict | None = None) -> list[dict]:
-    """Make RunSummary dicts of rows of SUMMARY_COLUMNS and params_json; one query for metrics.
+def _with_metrics(conn: sqlite3.Connection, rows: list[tuple],
+                  bound: dict[str, Any]) -> list[tuple[tuple, tuple]]:
+    """Put beside each run's row its metrics as (name, value, last epoch), by one query.
 
     System metrics are left out but for those that the query, which has `bound`, is about.
     """
-    if not rows:
-        return []
-    named = [(bound or {}).get(key) for key in ("metric_name", "sort_name")]
-    finals: dict[str, dict] = {row[0]: {} for row in rows}
-    epochs: dict[str, int] = {}
-    for run_id, name, value, epoch in conn.execute(
+    metrics: dict[str, list] = {row[0]: [] for row in rows}
+    for run_id, *metric in rows and conn.execute(
             "SELECT run_id, metric_name, value, last_epoch FROM metric_summary "
-            f"WHERE run_id IN ({', '.join('?' * len(finals))}) AND (NOT {_SYSTEM} OR "
-            "metric_name IN (?, ?))", [*finals, *named]):
-        finals[run_id][name] = number(value)
-        if epoch.__class__ is int and epoch > epochs.get(run_id, -1):
-            epochs[run_id] = epoch
-    return [{**dict(zip(SUMMARY_COLUMNS, row, strict=False)), "params": load_json(row[-1], {}),
-             "final_metrics": finals[row[0]], "n_epochs_logged": epochs.get(row[0])}
-            for row in rows]
+            f"WHERE run_id IN ({', '.join('?' * len(metrics))}) AND (NOT {_SYSTEM} OR "
+            "metric_name IN (?, ?))",
+            [*metrics, bound.get("metric_name"), bound.get("sort_name")]):
+        metrics[run_id].append(tuple(metric))
+    return [(row, tuple(metrics[row[0]])) for row in rows]
+
+
+def _summary(row: tuple, metrics: tuple) -> dict:
+    """Make a RunSummary dict of a row of SUMMARY_COLUMNS to params_json, and its metrics."""
+    return {**dict(zip(SUMMARY_COLUMNS, row, strict=False)), "params": load_json(row[-1], {}),
+            "final_metrics": {name: number(value) for name, value, _ in metrics},
+            "n_epochs_logged": max((epoch for *_, epoch in metrics if epoch.__class__ is int),
+                                   default=None)}
 
 
 def number(value: Any) -> float | str:
@@ -1710,7 +1723,7 @@ def _details(conn: sqlite3.Connection, run_ids: list[str]) -> dict[str, dict]:
     columns = (*SUMMARY_COLUMNS, *_DETAIL_COLUMNS, "params_json")
     rows = conn.execute(f"SELECT {', '.join(columns)} FROM runs WHERE run_id IN ({marks})",
                         run_ids).fetchall()
-    runs = {run["run_id"]: run for run in _summaries(conn, rows)}
+    runs = {found[0][0]: _summary(*found) for found in _with_metrics(conn, rows, {})}
     for row in rows:
         run = runs[row[0]]
         run.update(zip(_DETAIL_COLUMNS, row[len(SUMMARY_COLUMNS):], strict=False))
@@ -2456,11 +2469,21 @@ def overview(request: Request) -> dict:
             **lab_overview(request.conn)}
 
 
+@functools.lru_cache(maxsize=CACHED_RUNS)
+def _encoded(row: tuple, metrics: tuple) -> bytes:
+    """Encode a run's summary: of a page that is asked for again, few runs have changed."""
+    return encode(_summary(row, metrics))
+
+
 def page_of_runs(request: Request) -> Reply:
     """List runs, with their number and the neighbouring pages in the headers."""
     given = request.given
     query, at, limit = query_of(request.conn, given), given["offset"], given["limit"]
-    runs = list_runs(request.conn, query, limit=limit, offset=at)
+    runs: list = (list_runs(request.conn, query, limit=limit, offset=at) if query.is_by_curve
+                  else find_runs(request.conn, query, limit, at))
+    body = encode(runs) if query.is_by_curve else b"[%b]" % b",".join(
+        (_encoded if len(row[-1] or "") < CACHED_PARAMS else _encoded.__wrapped__)(row, metrics)
+        for row, metrics in runs)
     is_last = len(runs) < limit and (runs or not at)
     total = at + len(runs) if is_last else count_runs(request.conn, query)
     links = [("first", 0), *([("prev", max(0, at - limit))] if at else []),
@@ -2468,7 +2491,7 @@ def page_of_runs(request: Request) -> Reply:
     kept = [pair for pair in request.pairs if pair[0] != "offset"]
     link = ", ".join(f'</runs?{urlencode([*kept, ("offset", offset)])}>; rel="{rel}"'
                      for rel, offset in links)
-    return Reply(encode(runs), headers=(("X-Total-Count", str(total)), ("Link", link)))
+    return Reply(body, headers=(("X-Total-Count", str(total)), ("Link", link)))
 
 
 def artifact(request: Request) -> Reply:
