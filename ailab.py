@@ -322,7 +322,7 @@ class MetricInfo(Shape):
 class DirectionUpdate(Shape):
     """Which way a metric is better from now on."""
     model_config = ConfigDict(extra="forbid", strict=True)
-    metric_name: str = _about("a metric of the lab")
+    metric_name: str = _about("a metric of the lab", max_length=MAX_QUERY)
     direction: Direction | None = _about("null: what its name says")
 
 
@@ -707,6 +707,7 @@ class Term(NamedTuple):
     constant: str | None = None          # of a constant, its text
     inner: str = ""
     frame: str = "{}"
+    chain: str = ""                      # the operators of a sum or product in one pair of brackets
 
 
 class Where:
@@ -881,13 +882,14 @@ class Where:
     def sum(self, is_not: bool) -> Term:
         left = self.product(is_not)
         while sign := self.take("+", "-"):
-            left = self.computed(left, sign, self.product(False))
+            left = self.computed(left, sign, self.product(False), "+-")
         return left
 
     def product(self, is_not: bool) -> Term:
         left = self.signed(is_not)
         while sign := self.take("*", "/"):
-            left = self.computed(left, "* 1.0 /" if sign == "/" else sign, self.signed(False))
+            sign = "* 1.0 /" if sign == "/" else sign
+            left = self.computed(left, sign, self.signed(False), "*")
         return left
 
     def signed(self, is_not: bool) -> Term:
@@ -898,7 +900,7 @@ class Where:
         zero = Term("number", "-1" if is_minus else "1", at, "")
         return self.computed(zero, "*", term) if has_sign else term
 
-    def computed(self, left: Term, sign: str, right: Term) -> Term:
+    def computed(self, left: Term, sign: str, right: Term, chain: str = "-") -> Term:
         for term in (left, right):
             if term.kind not in ("number", "param"):
                 raise BadQuery(f"arithmetic takes numbers, and this is {_A_KIND[term.kind]}",
@@ -906,9 +908,11 @@ class Where:
         # A param that is text counts as null: its SELECT is closed anew, with that said.
         texts = [f"{term.sql[:-1]} AND value < '')" if term.kind == "param" else term.sql
                  for term in (left, right)]
+        if left.chain == chain:          # one more of its kind: SQLite nests no 100 brackets
+            texts[0] = texts[0][1:-1]
         is_constant = left.constant is not None and right.constant is not None
         return Term("number", f"({texts[0]} {sign} {texts[1]})", left.at,
-                    "" if is_constant else None)
+                    "" if is_constant else None, chain=chain)
 
     def operand(self, is_not: bool) -> Term:
         token = self.token
@@ -1152,10 +1156,16 @@ def _leaves(column: str, join: str) -> str:
     quoted = f"NEW.{column}"
     for token in ("NaN", "Infinity", "-Infinity"):
         quoted = f"replace({quoted}, ': {token}', ': \"{token}\"')"
+    bare = f"NEW.{column}"               # also in lists, and in JSON without spaces
+    for found, put in (("NaN", '"NaN"'), ('""NaN""', '"NaN"'), ("Infinity", '"Infinity"'),
+                       ('-"Infinity"', '"-Infinity"'), ('""Infinity""', '"Infinity"'),
+                       ('""-Infinity""', '"-Infinity"')):
+        bare = f"replace({bare}, '{found}', '{put}')"
     return ("SELECT CASE path WHEN '$' THEN key "
             f"ELSE replace(replace(substr(fullkey, 3), '\"', ''), '.', '{join}') END AS name, "
             f"value, type FROM json_tree(CASE WHEN json_valid(NEW.{column}) THEN NEW.{column} "
-            f"WHEN json_valid({quoted}) THEN {quoted} ELSE '{{}}' END) "
+            f"WHEN json_valid({quoted}) THEN {quoted} WHEN json_valid({bare}) THEN {bare} "
+            "ELSE '{}' END) "
             "WHERE type <> 'object' AND typeof(key) = 'text' AND path NOT LIKE '%[%'")
 
 
@@ -1168,10 +1178,13 @@ _FORGET_FINALS = """
         WHERE run_id = {0}.run_id AND is_returned;
     DELETE FROM metric_summary WHERE run_id = {0}.run_id AND n_points = 0;"""
 # Keys follow the start times, so that a search finds the newest first. Of runs that start at one
-# microsecond, as imported ones may, those beyond 1,024 are found before all others.
+# microsecond, as imported ones may, those beyond 1,024 are found before all others; years that an
+# integer cannot hold so (before 1685, after 2255) are all one.
 _KEY = """(SELECT CASE WHEN max(key) = at + 1023 THEN NULL ELSE ifnull(max(key) + 1, at) END
-    FROM (SELECT ifnull(1024 * (1000000 * strftime('%s', substr(NEW.timestamp, 1, 19))
-          + CAST(substr(NEW.timestamp, 21, 6) AS INTEGER)), 0) AS at)
+    FROM (SELECT ifnull(1024 * (1000000 * max(-9000000000, min(9000000000, CAST(
+              strftime('%s', substr(NEW.timestamp, 1, 19)) AS INTEGER)))
+          + CAST(round(1000000 * ('0' || substr(NEW.timestamp, 20))) AS INTEGER) % 1000000), 0)
+          AS at)
     LEFT JOIN run_text ON key BETWEEN at AND at + 1023)"""
 _INDEX_TEXT = _FORGET_TEXT.format("NEW") + f"""
     INSERT INTO run_params SELECT NEW.run_id, name,
@@ -2120,6 +2133,7 @@ def _is_servable(full: str, roots: list[str], db_path: str) -> bool:
 # What takes runs out of a lab: for good, or as a copy that another lab can take in.
 
 _EXPORT = {"ailab": "export", "version": 1}      # the first line of JSON lines
+_INFINITE = ("Infinity", "-Infinity")
 _POINT = ("epoch", "step", "metric_name", "metric_value", "timestamp")
 
 
@@ -2257,13 +2271,14 @@ def _of_lines(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
                         raise ValueError("a run without a run_id")
                 elif number > 1:
                     points += [(_scalar(epoch), _scalar(step), _scalar(name),
-                                float(value) if isinstance(value, str) else _scalar(value),
-                                _scalar(at)) for epoch, step, name, value, at in line["points"]]
+                                float(value) if value in _INFINITE else _scalar(value), _scalar(at))
+                               for epoch, step, name, value, at in line["points"]]
         if run is not None:
             yield run, iter(points)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise LabError(f"line {number} of {path!r} is none of an export ({error}): the runs before "
-                       "it are taken in") from error
+        raise LabError(f"line {number} of {path!r} is none of an export ({error}): " + (
+            "the runs before it are taken in" if number > 1 else
+            "give JSON lines of `ailab export`, or a lab's database")) from error
     if not number:
         raise LabError(f"{path!r} is empty")
 
@@ -3579,19 +3594,24 @@ def cmd_export(args: argparse.Namespace) -> int:
 
 def cmd_import(args: argparse.Namespace) -> int:
     """Take runs in from JSON lines of export or another lab's database; those it has stay as is."""
-    if not os.path.isfile(args.file):
+    if lab_logger.pending(path := os.path.abspath(args.file)):   # what is not in that lab yet
+        open_store(path).close()
+    if not os.path.isfile(path):
         raise LabError(f"there is no file {args.file!r}")
-    n_new = n_held = 0
+    n_new = n_held = n_alive = 0
     with contextlib.closing(open_lab(args.db, timeout_s=WRITE_WAIT_S)) as conn:
         take_in(conn, args.db)
         try:
             for run, points in imported(args.file):
-                is_new = import_run(conn, run, points)
-                n_new, n_held = n_new + is_new, n_held + (not is_new)
+                is_alive = run.get("status") == "running"        # here it would stay half a run
+                is_new = not is_alive and import_run(conn, run, points)
+                n_alive, n_new = n_alive + is_alive, n_new + is_new
+                n_held += not is_alive and not is_new
         finally:
             with lab_logger.transaction(conn):
                 refresh(conn)
-            print(f"{n_new} runs taken in, {n_held} were there", file=sys.stderr)
+            print(f"{n_new} runs taken in, {n_held} were there" + bool(n_alive) * (
+                f", {n_alive} still run: import them when they have ended"), file=sys.stderr)
     return 0
 
 

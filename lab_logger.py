@@ -509,15 +509,16 @@ def is_secret(name: str) -> bool:
                      words) is not None
 
 
-_PAIR = (r"""(?i)(?<![\w-])(-{0,2}[a-z][\w-]{0,60}=|(["'])[a-z][\w-]{0,60}\2: ?|authorization: ?)"""
-         r"""("[^"\n]*"|'[^'\n]*'|((basic|bearer|token) )?[^\s"',;&)\]}]+)""")
+_PAIR = (r"""(?im)(?<![\w-])(-{0,2}[a-z][\w-]{0,60}=|--[a-z][\w-]{0,60} +(?!-)|authorization: ?|"""
+         r"""(["'])[a-z][\w-]{0,60}\2: ?|(?:^|\\n)[ \t]*[a-z][\w-]{0,60}: )"""
+         r"""("[^"\n]*"|'[^'\n]*'|((basic|bearer|token) )?[^\s"',;&)\]}\\]+)""")
 
 
 def _text(text: str, is_code: bool = False) -> str:
     """Make text fit for the store: secrets in URLs and pairs hidden, surrogates spelled out."""
     if "earer " in text:
         text = re.sub(r"\b([Bb]earer )[\w.~+/=-]{5,}", r"\1***", text)
-    if "=" in text or ": " in text:               # password=X, {'api_key': 'X'}; not f(token=token)
+    if "=" in text or ": " in text or "--" in text:   # password=X, --token X; not f(token=token)
         text = re.sub(_PAIR, lambda pair: pair[1] + "***" if is_secret(pair[1]) and not (
             is_code and pair[3].isidentifier()) else pair[0], text)
     if "://" in text:
@@ -845,6 +846,8 @@ def _apply(conn, run_id: str, part: str, lines: bytes, end: int, received_from: 
             for other in parts.values():
                 other.pop("past", None)
         _keep_newest(conn, run_id, part, parts, rows)
+        if rows and not is_newest:
+            _move_behind(conn, run_id, parts.get(part, {}).get("at", ""), parts)
     if part:
         parts.setdefault(part, {})["offset"] = end
     else:
@@ -854,6 +857,16 @@ def _apply(conn, run_id: str, part: str, lines: bytes, end: int, received_from: 
                  f"VALUES (?{', ?' * len(columns)}) ON CONFLICT (run_id) DO UPDATE SET "
                  + ", ".join(f"{name} = excluded.{name}" for name in columns),
                  (run_id, *columns.values()))
+
+
+def _move_behind(conn, run_id: str, own: str, parts: dict) -> None:
+    """Give the points of newer parts new ids, since by their ids points are the last of a curve."""
+    begun = min(told["at"] for told in parts.values() if told.get("at", "") > own)
+    newer = (run_id, begun, conn.execute("SELECT max(id) FROM run_metrics").fetchone()[0])
+    names = ", ".join(name for name in METRIC_COLUMNS if name != "id")
+    conn.execute(f"INSERT INTO run_metrics ({names}) SELECT {names} FROM run_metrics "
+                 "WHERE run_id = ? AND timestamp >= ? AND id <= ? ORDER BY id", newer)
+    conn.execute("DELETE FROM run_metrics WHERE run_id = ? AND timestamp >= ? AND id <= ?", newer)
 
 
 def _refuse_second(conn, run_id: str, head: dict, parts: dict) -> None:
@@ -971,16 +984,17 @@ def _asked(url: str, timeout_s: float, body: bytes | None) -> dict:
         raise StoreError(f"the server gave no answer of a lab: {problem!r}") from None
 
 
-def drain_all(conn, lab: str, run_id: str | None = None) -> list[str]:
+def drain_all(conn, lab: str, run_id: str | None = None, timeout_s: float = 10.0) -> list[str]:
     """Take in every journal of this lab, or of one run; those of ended runs go.
 
     Args:
         conn: of the lab's store; None where `lab` is the URL of a server.
+        timeout_s: of each request to that.
     Returns: a sentence for each journal that could not be taken in; it is kept.
     """
     problems = []
-    take: Any = functools.partial(post_lines, lab) if conn is None \
-        else functools.partial(take_lines, conn)
+    take: Any = (functools.partial(post_lines, lab, timeout_s=timeout_s) if conn is None
+                 else functools.partial(take_lines, conn))
     for path in [found["path"] for found in pending(lab) if run_id in (None, found["run_id"])]:
         try:
             if conn is None:                      # a server cannot ask for this machine's processes
@@ -1338,6 +1352,7 @@ class Run:
     def _take_over(self, run_id: str) -> None:
         """Raise ValueError for a run that is alive; in a lab's file, mark it as this process's."""
         if "://" in self.lab:
+            drain_all(None, self.lab, run_id, FINISH_WAIT_S)      # what a killed process left here
             with contextlib.suppress(LookupError):                # the server has no such run
                 run = _call(f"{self.lab}/runs/{run_id}", FINISH_WAIT_S)
                 if run.get("run_id") == run_id:   # else one whose id begins so
@@ -1857,6 +1872,9 @@ class _Live(dict):
         with _harmless("a change of config or summary was not recorded"):
             self._change(dict.update, values if isinstance(values, (dict, list, tuple))
                          else _plain(values), **named)
+
+    def setdefaults(self, values) -> None:
+        self.update({name: value for name, value in dict(values).items() if name not in self})
 
     def __getattr__(self, name):
         if name in self:

@@ -147,6 +147,40 @@ def test_tally_and_index_stay_exact_whatever_plain_sql_does(lab, is_recursive):
     assert index_of(lab.conn)["tally"] == []
 
 
+@pytest.mark.parametrize("timestamp", ["9999-12-31T00:00:00Z", "0001-01-01", "1600", "-5", "now",
+                                       "2300-01-01T00:00:00.5Z", b"\xff", 3, None])
+def test_run_of_any_start_is_taken_found_and_indexed_anew(db_path, timestamp):
+    conn = ailab.open_lab(db_path)
+    conn.execute("INSERT INTO runs (run_id, timestamp, note) VALUES ('odd', ?, 'found')",
+                 (timestamp,))
+    conn.execute("DROP TABLE tally")
+    conn.close()
+    conn = ailab.open_lab(db_path)
+    assert ailab.count_runs(conn, ailab.run_query({"q": "found"})) == 1
+    conn.close()
+
+
+def test_search_finds_the_newest_first_whatever_the_form_of_its_time(lab):
+    times = [f"2031-01-01T00:00:0{rest}" for rest in (
+        "0Z", "0.000200Z", "0.123456Z", "0.5Z", "0.9Z", "1Z", "2+02:00")]
+    for at in reversed(times):
+        lab.conn.execute("INSERT INTO runs (run_id, timestamp, note) VALUES (?, ?, 'timely')",
+                         (at, at))
+    found = ailab.list_runs(lab.conn, ailab.run_query({"q": "timely"}), limit=10)
+    assert [run["timestamp"] for run in found] == times[::-1]
+
+
+@pytest.mark.parametrize("written", [
+    '{"a": NaN, "b": 2}', '{"a":NaN,"b":2}', '{"b":2,"a":[NaN, 1]}', '{"a":{"c":-Infinity},"b":2}',
+    '{"a":"NaN","c":Infinity,"b":2}'])
+def test_json_of_plain_sql_with_bare_nan_is_indexed(lab, written):
+    lab.conn.execute("INSERT INTO runs (run_id, params_json, final_metrics_json) VALUES "
+                     "('bare', ?, ?)", (written, written))
+    assert ailab.get_run(lab.conn, "bare")["final_metrics"]["b"] == 2
+    query = ailab.query_of(lab.conn, {"where": "params.b = 2"})
+    assert [run["run_id"] for run in ailab.list_runs(lab.conn, query, limit=5)] == ["bare"]
+
+
 def test_restored_run_has_its_curves_back_at_once(lab):
     run_id = lab.ids["lr_01"]
     before = ailab.get_run(lab.conn, run_id)

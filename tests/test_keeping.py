@@ -9,6 +9,7 @@ import sqlite3
 import stat
 
 import pytest
+from processes import train
 
 import ailab
 import lab_logger
@@ -95,7 +96,7 @@ def test_lab_with_the_tables_of_the_spec_alone_is_taken_in(tmp_path, other):
     ('HEAD{"run": {"run_id": "a", "note": {}}}', "line 2"), ('HEAD{"points": 3}', "line 2"),
     ('HEAD{"run": {"run_id": "a", "pid": 99999999999999999999}}', "line 2"),
     ('HEAD{"run": {"run_id": "a"}}\n{"points": [[1, 2]]}', "line 3"),
-    ('HEAD{"run": {"run_id": "a"}}\n{"points": [[1, 2, "m", "x", null]]}', "line 3"),
+    ('HEAD{"run": {"run_id": "a"}}\n{"points": [[1, 2, "m", {}, null]]}', "line 3"),
     ('HEAD{"run": {"run_id": "a"}}\n{"points": [[[], 2, "m", 1, null]]}', "line 3"),
     ("HEAD" + "[" * 100_000, "line 2")], ids=range(13))
 def test_file_that_is_no_export_is_refused_with_its_line(tmp_path, other, capsys, text, told):
@@ -169,6 +170,40 @@ def test_copy_of_the_database_is_whole_while_a_run_logs(db_path, tmp_path):
     with contextlib.closing(sqlite3.connect(tmp_path / "copy.db")) as conn:
         assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert conn.execute("SELECT run_id FROM runs").fetchall() == [(run.run_id,)]
+
+
+def test_point_that_is_text_or_a_blob_goes_through_an_export(lab, tmp_path, other):
+    lab.conn.execute("INSERT INTO run_metrics (run_id, metric_name, metric_value) VALUES "
+                     "(?, 'odd', 'abc'), (?, 'odd', x'00ff')", [lab.ids["lr_01"]] * 2)
+    run_cli("export", "-o", tmp_path / "x.jsonl")
+    assert run_cli("import", tmp_path / "x.jsonl", "--db", other) == 0
+    assert len(table(other, "runs")) == len(lab.runs)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "db"])
+def test_run_that_is_alive_is_left_out_of_an_import_until_it_has_ended(
+        db_path, tmp_path, other, capsys, kind):
+    with lab_logger.start_run("live") as run:
+        lab_logger.log(epoch=1, loss=0.5)
+        run_cli("export", "-o", tmp_path / f"early.{kind}")
+        assert run_cli("import", tmp_path / f"early.{kind}", "--db", other) == 0
+        assert "0 runs taken in, 0 were there, 1 still run" in capsys.readouterr().err
+        lab_logger.log(epoch=2, loss=0.25)
+    run_cli("export", "-o", tmp_path / f"late.{kind}")
+    run_cli("import", tmp_path / f"late.{kind}", "--db", other)
+    conn = ailab.open_lab(other)
+    assert ailab.get_run(conn, run.run_id)["final_metrics"] == {"loss": 0.25}
+    conn.close()
+
+
+def test_lab_is_taken_in_with_the_journals_that_wait_beside_it(db_path, other, tmp_path):
+    process = train("from lab_logger import log, start_run\nimport os, signal\n"
+                    "run = start_run('killed')\nfor e in range(50): log(epoch=e, loss=e)\n"
+                    "os.kill(os.getpid(), signal.SIGKILL)", DB_PATH=db_path)
+    process.communicate(timeout=30)
+    assert run_cli("import", db_path, "--db", other) == 0
+    (row,) = table(other, "runs")
+    assert row["status"] == "killed" and len(table(other, "run_metrics")) == 50
 
 
 # --- Purge ------------------------------------------------------------------------------------

@@ -917,6 +917,8 @@ def test_secrets_in_odd_places_never_reach_the_store(db_path):
     ('{"api_key": "hunter2", "n": 1}', '{"api_key": ***, "n": 1}'),
     ("Authorization: Basic aHVudGVyMg==", "Authorization: ***"),
     ("run --token=hunter2 --max_tokens=5", "run --token=*** --max_tokens=5"),
+    ("train --token hunter2 --lr 1 --max-tokens 5", "train --token *** --lr 1 --max-tokens 5"),
+    ("lr: 1\n  password: hunter2\nurl: x", "lr: 1\n  password: ***\nurl: x"),
     ("unexpected token: 'foo' in (n,k),signature: x", None),
     ("n_tokens=5, tokenizer=bpe, a == b, x=1", None),
 ])
@@ -925,7 +927,7 @@ def test_secret_inside_a_text_is_hidden_and_the_rest_of_it_kept(db_path, text, t
         log_run(lambda text: int(text))(text)
     run = only_run(db_path)
     assert json.loads(run["params_json"])["text"] == (told or text)
-    assert (told or text).partition("***")[2] in run["error"]
+    assert (told or text).partition("***")[2] in run["error"].replace("\\n", "\n")
     assert told is None or ("hunter2" not in run["error"] + run["end_reason"])
 
 

@@ -550,6 +550,17 @@ def test_run_whose_id_begins_anothers_is_not_taken_for_it(server, begin):
         "job-1234567", "job-123456", "job-12345678", "job-12345"}
 
 
+def test_what_a_killed_process_left_here_is_sent_before_its_run_goes_on(server, begin):
+    first = begin(RESUME, AILAB_RUN_ID="job-1")
+    first.log(5)
+    first.kill()
+    server.start()
+    second = begin(RESUME, AILAB_RUN_ID="job-1")
+    second.log(3)
+    second.end()
+    assert losses(server) == [("finished", [(3, 0.75), (4, 1.0), (0, 0.0), (1, 0.25), (2, 0.5)])]
+
+
 def test_run_in_the_trash_of_a_server_is_not_resumed(server, begin):
     server.start()
     first = begin(RESUME, AILAB_RUN_ID="job-1")

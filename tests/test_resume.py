@@ -1,5 +1,6 @@
 """A preempted job goes on with its run: one curve, what is repeated replaced, nothing doubled."""
 
+import bisect
 import functools
 import json
 import os
@@ -285,6 +286,10 @@ def test_parts_of_a_run_add_up_in_whatever_order_and_pieces_they_arrive(
             "SELECT metric_name, metric_value, epoch, step FROM run_metrics")
     )
     assert stored == wanted
+    times = [at for at, in conn.execute("SELECT timestamp FROM run_metrics ORDER BY id")]
+    begun = [lab_logger.utc(1000.0 * (i + 1)) for i in range(len(parts))]
+    came = [bisect.bisect(begun, at) for at in times]
+    assert came == sorted(came)                   # the newest part's are the last of a curve
     status, pid = conn.execute("SELECT status, pid FROM runs").fetchone()
     assert (status, pid) == ("finished", len(parts))
     conn.close()

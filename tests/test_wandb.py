@@ -266,6 +266,8 @@ run = wandb.init(config={"lr": 0.1, "a": 1, "b": 2, "c": 3})
 print(run.config.setdefault("depth", 4), run.config.setdefault("lr", 9), run.config.pop("a"))
 del run.config["b"]
 run.config |= {"width": 5}
+run.config.setdefaults({"width": 6, "z": 7})
+del run.config["z"]
 print(sorted(run.config))
 """
     code, stdout, stderr = execute(script, tmp_path, DB_PATH=str(tmp_path / "lab.db"))

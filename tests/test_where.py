@@ -544,3 +544,12 @@ def test_no_text_of_a_request_is_in_the_sql():
     for secret in ("zzqx", "77123", "2031"):
         assert secret not in where.sql
         assert any(secret in str(value) for value in where.bound.values())
+
+
+@pytest.mark.parametrize("text", [
+    "params.learning_rate" + " + 1" * 150 + " > 0", "1" + " * 2 / 2" * 90 + " = 1",
+    "params.learning_rate - 1 - 1 - (1 - 1) - 1 < 0", "2 * (3 + 4) * 5 - 6 / 3 = 68",
+    "(" * 19 + "metrics.accuracy" + " + 1 - 1)" * 19 + " >= 0"])
+def test_long_arithmetic_is_answered(lab, api, text):
+    status, _, found = api("GET", "/runs?" + urllib.parse.urlencode({"where": text}))
+    assert status == 200 and found
