@@ -509,8 +509,8 @@ def is_secret(name: str) -> bool:
                      words) is not None
 
 
-_PAIR = (r"""(?im)(?<![\w-])(-{0,2}[a-z][\w-]{0,60}=|--[a-z][\w-]{0,60} +(?!-)|authorization: ?|"""
-         r"""(["'])[a-z][\w-]{0,60}\2: ?|(?:^|\\n)[ \t]*[a-z][\w-]{0,60}: )"""
+_PAIR = (r"""(?im)((?:^|\\n)[ \t]*[a-z][\w-]{0,60}: |(?<![\w-])(?:-{0,2}[a-z][\w-]{0,60}=|"""
+         r"""--[a-z][\w-]{0,60} +(?!-)|authorization: ?|(["'])[a-z][\w-]{0,60}\2: ?))"""
          r"""("[^"\n]*"|'[^'\n]*'|((basic|bearer|token) )?[^\s"',;&)\]}\\]+)""")
 
 
@@ -841,13 +841,10 @@ def _apply(conn, run_id: str, part: str, lines: bytes, end: int, received_from: 
         columns["received_from"] = received_from
     conn.executemany("INSERT INTO run_metrics (run_id, metric_name, metric_value, epoch, step, "
                      "timestamp) VALUES (?, ?, ?, ?, ?, ?)", rows)
+    if not is_newest:
+        _move_behind(conn, run_id, part, parts)
     if parts:
-        if not is_newest:                         # what newer parts have passed may come again
-            for other in parts.values():
-                other.pop("past", None)
         _keep_newest(conn, run_id, part, parts, rows)
-        if rows and not is_newest:
-            _move_behind(conn, run_id, parts.get(part, {}).get("at", ""), parts)
     if part:
         parts.setdefault(part, {})["offset"] = end
     else:
@@ -859,9 +856,12 @@ def _apply(conn, run_id: str, part: str, lines: bytes, end: int, received_from: 
                  (run_id, *columns.values()))
 
 
-def _move_behind(conn, run_id: str, own: str, parts: dict) -> None:
-    """Give the points of newer parts new ids, since by their ids points are the last of a curve."""
+def _move_behind(conn, run_id: str, part: str, parts: dict) -> None:
+    """Give the points of newer parts new ids: by their ids points are the last of a curve."""
+    own = parts.get(part, {}).get("at", "")
     begun = min(told["at"] for told in parts.values() if told.get("at", "") > own)
+    for told in parts.values():                   # what newer parts have passed may come again
+        told.pop("past", None)
     newer = (run_id, begun, conn.execute("SELECT max(id) FROM run_metrics").fetchone()[0])
     names = ", ".join(name for name in METRIC_COLUMNS if name != "id")
     conn.execute(f"INSERT INTO run_metrics ({names}) SELECT {names} FROM run_metrics "
