@@ -78,7 +78,8 @@ MAX_LINES, MAX_LINES_BYTES = 200_000, 16_000_000  # of a journal in one request,
 MAX_URL_BYTES = 1 << 13                  # of a request line
 MAX_HEADERS, MAX_HEADER_BYTES = 64, 1 << 15  # lines, bytes of all together
 MAX_CONNECTIONS = 512                    # sockets, a thread each
-IDLE_S = 30                              # a silent connection is closed after this
+IDLE_S = 30                              # a silent connection is closed after this, and one that
+#                                          has not taken a whole answer (of a file, 256 KiB) by then
 ASKED_S = 60                             # and one whose request has not come whole by then
 TIDY_EVERY_S = 1.5                       # how often a server looks for journals left behind
 WRITE_WAIT_S = 5.0                       # a note waits this long for another writer
@@ -1319,15 +1320,14 @@ def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Co
     conn.text_factory = functools.partial(str, encoding="utf-8", errors="replace")   # plain SQL's
     conn.create_function("folded_in", 2, deterministic=True,            # for more than ASCII
                          func=lambda part, text: part.casefold() in str(text).casefold())
-    names = ", ".join(f"'{name}'" for _, name in _INDEX_PARTS)
-    found = f"SELECT count(*) FROM sqlite_master WHERE name IN ({names})"
-    if conn.execute(found).fetchone()[0] == len(_INDEX_PARTS):
+    if _is_whole(conn):
         return conn
     if mode == "ro":
         open_lab(path, "rw", timeout_s).close()
         return conn
     with lab_logger.transaction(conn):
-        if conn.execute(found).fetchone()[0] < len(_INDEX_PARTS):
+        if not _is_whole(conn):
+            lab_logger.MIGRATIONS[0](conn)       # tables and columns, where other tools drop them
             if (conn.execute("SELECT max(id) FROM run_metrics").fetchone()[0] or 0) > 1_000_000:
                 print(f"ailab: the index for reading {path!r} is made, once: this takes a while",
                       file=sys.stderr, flush=True)
@@ -1339,10 +1339,21 @@ def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Co
     return conn
 
 
+def _is_whole(conn: sqlite3.Connection) -> bool:
+    """Tell whether both tables, their columns and all that makes reading fast are there."""
+    names = [name for _, name in _INDEX_PARTS] + ["metric_directions", "run_metrics_curve"]
+    wanted = {"sqlite_master": names, "pragma_table_info('runs')": [*lab_logger.RUN_COLUMNS],
+              "pragma_table_info('run_metrics')": [*lab_logger.METRIC_COLUMNS]}
+    return all(conn.execute(
+        f"SELECT count(*) FROM {source} WHERE name IN ({', '.join('?' * len(names))})", names
+        ).fetchone()[0] == len(names) for source, names in wanted.items()) and conn.execute(
+            "SELECT EXISTS (SELECT 1 FROM summarised)").fetchone()[0] == 1
+
+
 def refresh(conn: sqlite3.Connection) -> None:
     """Summarise, in a transaction of the caller, the points that came, changed or went."""
     since, newest = conn.execute("SELECT id, (SELECT max(id) FROM run_metrics) "
-                                 "FROM summarised").fetchone()
+                                 "FROM summarised").fetchone() or (None, None)
     if newest != since:
         conn.execute(_summarise("NOT INDEXED WHERE true"), {"since": since})   # by id
         conn.execute("UPDATE summarised SET id = ?", (FIRST_ID if newest is None else newest,))
@@ -1363,9 +1374,11 @@ def refresh(conn: sqlite3.Connection) -> None:
 
 def is_stale(conn: sqlite3.Connection) -> bool:
     """Tell whether refresh() has something to do."""
-    return conn.execute(
-        "SELECT EXISTS (SELECT 1 FROM stale) OR (SELECT max(id) FROM run_metrics) > id "
-        "FROM summarised").fetchone()[0] == 1
+    found = conn.execute("SELECT EXISTS (SELECT 1 FROM stale) OR (SELECT max(id) FROM run_metrics)"
+                         " > id FROM summarised").fetchone()
+    if not found:
+        raise sqlite3.DatabaseError("its index was emptied")     # and is made anew when opened
+    return found[0] == 1
 
 
 def take_in(conn: sqlite3.Connection, db_path: str) -> list[str]:
@@ -2306,9 +2319,10 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 @dataclass(eq=False)
 class Connection:
-    """A connection, the file it is of, and a reader's number of what it last saw of that file."""
+    """A connection, the file it is of, its schema, and a reader's number of what it last saw."""
     conn: sqlite3.Connection
     file: tuple | None
+    schema: tuple
     version: int = 0
 
 
@@ -2318,6 +2332,11 @@ def file_key(path: str) -> tuple | None:
         found = os.stat(path)
         return found.st_dev, found.st_ino
     return None
+
+
+def schema_of(conn: sqlite3.Connection) -> tuple:
+    """Give numbers that change with the tables, and with who may read them."""
+    return conn.execute("SELECT * FROM pragma_schema_version, pragma_user_version").fetchone()
 
 
 class Store:
@@ -2333,15 +2352,13 @@ class Store:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """Lend a reader for one answer, inside a transaction: all its queries see one state."""
-        reader, is_good = None, True
-        with contextlib.suppress(IndexError):
-            reader = self.idle.pop()
-        if reader is None or reader.file != file_key(self.path):
-            if reader is not None:
-                reader.conn.close()
-            reader = Connection(open_lab(self.path, "ro", READ_WAIT_S), file_key(self.path))
+        is_good = True
         try:
-            self._catch_up(reader)
+            reader = self._reader()
+        except (StoreError, sqlite3.Error):
+            self.close(wait_s=0)         # what is held of a broken file hinders the next try
+            raise
+        try:
             reader.conn.execute("BEGIN")
             try:
                 yield reader
@@ -2356,18 +2373,36 @@ class Store:
             else:
                 reader.conn.close()
 
-    def _catch_up(self, reader: Connection) -> None:
+    def _open(self, mode: str, wait_s: float) -> Connection:
+        conn = open_lab(self.path, mode, wait_s)
+        return Connection(conn, file_key(self.path), schema_of(conn))
+
+    def _reader(self) -> Connection:
+        """Give a reader of the lab as it is now: one at hand where it still fits, else a new one."""
+        with contextlib.suppress(IndexError):
+            reader = self.idle.pop()
+            with contextlib.suppress(sqlite3.Error):
+                if reader.file == file_key(self.path) and self._catch_up(reader):
+                    return reader
+            reader.conn.close()
+        reader = self._open("ro", READ_WAIT_S)
+        self._catch_up(reader)
+        return reader
+
+    def _catch_up(self, reader: Connection) -> bool:
+        """Have points that came summarised; False where another program changed the schema."""
         version = reader.conn.execute("PRAGMA data_version").fetchone()[0]
         if version == reader.version:
-            return
-        if reader.conn.execute("PRAGMA user_version").fetchone()[0] > lab_logger.SCHEMA_VERSION:
-            raise sqlite3.OperationalError("a newer AI-Lab has migrated it: update this one")
+            return True
+        if schema_of(reader.conn) != reader.schema:
+            return False
         if is_stale(reader.conn):        # an old summary is better than an answer that waits
             with (contextlib.suppress(StoreError, sqlite3.Error), self.write(wait_s=0.2) as conn,
                   lab_logger.transaction(conn)):
                 refresh(conn)
             version = reader.conn.execute("PRAGMA data_version").fetchone()[0]
         reader.version = version
+        return True
 
     def kept(self, asked: tuple, state: Any, make: Callable[[], Reply]) -> Reply:
         """Give the answer that is kept to what was `asked` in this `state`, or make and keep it."""
@@ -2391,9 +2426,10 @@ class Store:
         if not self.lock.acquire(timeout=wait_s):
             raise StoreError("the lab is busy: try again in a moment")
         try:
-            if self.writer is None or self.writer.file != file_key(self.path):
+            if (self.writer is None or self.writer.file != file_key(self.path)
+                    or schema_of(self.writer.conn) != self.writer.schema):
                 self._drop_writer()
-                self.writer = Connection(open_lab(self.path, timeout_s=wait_s), file_key(self.path))
+                self.writer = self._open("rw", wait_s)
             self.writer.conn.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
             yield self.writer.conn
         except sqlite3.Error:
@@ -2407,12 +2443,14 @@ class Store:
             self.writer.conn.close()
         self.writer = None
 
-    def close(self) -> None:
-        """Close all connections that are not lent."""
-        while self.idle:
-            self.idle.pop().conn.close()
-        with self.lock:
+    def close(self, wait_s: float = 0.2) -> None:
+        """Close all connections that are not lent; a writer at work ends with the process."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self.idle.pop().conn.close()
+        if self.lock.acquire(timeout=wait_s):
             self._drop_writer()
+            self.lock.release()
 
 
 class Reply(NamedTuple):
@@ -2765,13 +2803,13 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if not self.read_head():
                 return
-            self.server.n_open += 1
+            self.server.answering.add(self)
             try:
                 self.reply(self.answer())
             except LabError as error:
                 self.refuse(error)
             finally:
-                self.server.n_open -= 1
+                self.server.answering.discard(self)
         except LabError as error:
             self.refuse(error)
         except OSError:                  # gone, or silent for too long
@@ -3027,12 +3065,12 @@ class LabServer(ThreadingHTTPServer):
                  is_verbose: bool, socket_path: str | None = None) -> None:
         self.store, self.project, self.token, self.is_verbose = store, project, token, is_verbose
         self.is_loopback, self.socket_path = is_loopback(address[0]), socket_path
-        self.own_socket = ""             # once it is bound
+        self.own_socket: tuple | None = None     # once it is bound
         self.hosts = {"localhost", "127.0.0.1", "[::1]", address[0].lower(),
                       f"[{address[0].lower()}]"}
         roots = lab_logger.setting("AILAB_ARTIFACT_ROOTS")[0]
         self.artifact_roots = list(filter(None, roots.split(os.pathsep)))
-        self.n_open = 0                  # requests being answered
+        self.answering: set[Handler] = set()
         self.reading: dict[Handler, float] = {}      # requests that are coming: until when
         self.slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.is_over = threading.Event()
@@ -3055,6 +3093,7 @@ class LabServer(ThreadingHTTPServer):
         """Bind a Unix socket that is the user's alone, in place of one that nobody serves."""
         with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(
                 FileNotFoundError, ConnectionRefusedError):
+            probe.settimeout(1.0)        # one that is too busy to answer is alive
             probe.connect(path)
             raise LabError(f"a server is at {path!r} already: stop it, or give another --socket")
         if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -3066,11 +3105,11 @@ class LabServer(ThreadingHTTPServer):
             self.socket.bind(path)
         finally:
             os.umask(before)
-        self.server_name, self.server_port, self.own_socket = "localhost", 0, path
+        self.server_name, self.server_port, self.own_socket = "localhost", 0, file_key(path)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         request, address = super().get_request()
-        return request, address or ("local", 0)      # a Unix socket's clients have none
+        return request, ("local", 0) if self.socket_path else address
 
     @property
     def url(self) -> str:
@@ -3088,12 +3127,15 @@ class LabServer(ThreadingHTTPServer):
         finally:
             self.is_over.set()
 
+    def service_actions(self) -> None:
+        """End connections whose request has not come whole in its time, several times a second."""
+        now = time.monotonic()
+        for late in [handler for handler, until in self.reading.copy().items() if now > until]:
+            with contextlib.suppress(OSError):       # its thread finds the connection ended
+                late.connection.shutdown(socket.SHUT_RDWR)
+
     def _keep_tidy(self) -> None:
         while not self.is_over.wait(TIDY_EVERY_S):
-            for late in [handler for handler, until in list(self.reading.items())
-                         if time.monotonic() > until]:
-                with contextlib.suppress(OSError):   # its thread finds the connection ended
-                    late.connection.shutdown(socket.SHUT_RDWR)
             with (contextlib.suppress(StoreError, sqlite3.Error, OSError),  # requests say it too
                   self.store.write() as conn):
                 take_in(conn, self.store.path)
@@ -3129,10 +3171,10 @@ class LabServer(ThreadingHTTPServer):
         self.is_over.set()
         super().server_close()
         until = time.monotonic() + STOP_WAIT_S
-        while self.n_open and time.monotonic() < until:
+        while self.answering and time.monotonic() < until:
             time.sleep(0.01)
-        with contextlib.suppress(OSError):       # "" where none is bound: never another server's
-            os.unlink(self.own_socket)
+        if self.socket_path and self.own_socket and file_key(self.socket_path) == self.own_socket:
+            os.unlink(self.socket_path)          # and never that of a server that took its place
         self.store.close()
 
 
@@ -3593,25 +3635,27 @@ def port_number(text: str) -> int:
 def cmd_serve(args: argparse.Namespace) -> int:
     """Serve the dashboard and the API."""
     import signal
-    host = _setting("AILAB_HOST", args.host, "127.0.0.1")
-    port = _setting("AILAB_PORT", args.port, "8000", port_number)
-    token = _setting("AILAB_TOKEN", args.token, "") or None
-    if args.token == "" or not (token or is_loopback(host)):
-        token = secrets.token_urlsafe(24)
-    open_lab(args.db, timeout_s=WRITE_WAIT_S).close()
     path = args.socket and os.path.abspath(args.socket)
+    if path and (args.host is not None or args.port is not None):
+        args.parser.error("--socket opens no port: leave --host and --port out")
     if path and not hasattr(socket, "AF_UNIX"):
         raise LabError("this system has no Unix sockets: leave --socket out")
+    host = "localhost" if path else _setting("AILAB_HOST", args.host, "127.0.0.1")
+    port = 0 if path else _setting("AILAB_PORT", args.port, "8000", port_number)
+    token = _setting("AILAB_TOKEN", args.token, "") or None
+    is_new = args.token == "" or not (token or is_loopback(host))
+    token = secrets.token_urlsafe(24) if is_new else token
+    open_lab(args.db, timeout_s=WRITE_WAIT_S).close()
     try:
-        server = make_server(args.db, "localhost" if path else host, port, token=token,
-                             is_verbose=args.verbose, socket_path=path)
+        server = make_server(args.db, host, port, token=token, is_verbose=args.verbose,
+                             socket_path=path)
     except (OSError, OverflowError) as error:
         raise LabError(f"cannot serve at {path!r} ({error})" if path
                        else bind_problem(host, port, error)) from error
     try:
         with contextlib.suppress(KeyboardInterrupt):
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-            if not args.quiet:
+            if is_new or not args.quiet:         # nobody could know a new token otherwise
                 entry = f"?token={quote(token, safe='')}" if token else ""
                 beyond = "" if server.is_loopback else f" (bound to {clean(host)})"
                 where = f"{server.url}/{entry}{beyond}" if not path else (
@@ -3895,10 +3939,11 @@ _RUN = {"help": "a run id, or the beginning of one"}
 _SERVER_FLAGS = (
     ("--host", {"help": "address to bind (AILAB_HOST, else 127.0.0.1); others need the token"}),
     ("--port", {"type": port_number, "help": "port (AILAB_PORT, else 8000); 0 takes a free one"}),
-    ("--token", {"nargs": "?", "const": "", "help": "ask for this, or a new token (AILAB_TOKEN)"}),
+    ("--token", {"nargs": "?", "const": "", "help": "ask for this, or for a new token; AILAB_TOKEN "
+                                                    "keeps it out of the list of processes"}),
     ("--socket", {"metavar": "PATH", "help": "serve on this Unix socket, and on no port"}),
     ("--verbose", {"action": "store_true", "help": "log each request"}),
-    ("--quiet", {"action": "store_true", "help": "print nothing at the start"}))
+    ("--quiet", {"action": "store_true", "help": "print nothing at the start but a new token"}))
 VERBS: tuple[tuple[Callable, str, tuple, tuple[Param, ...]], ...] = (   # with example and arguments
     (cmd_serve, "serve --port 8001", _SERVER_FLAGS, ()),
     (cmd_demo, "demo", _SERVER_FLAGS, ()),
