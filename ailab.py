@@ -2378,7 +2378,7 @@ class Store:
         return Connection(conn, file_key(self.path), schema_of(conn))
 
     def _reader(self) -> Connection:
-        """Give a reader of the lab as it is now: one at hand where it still fits, else a new one."""
+        """Give a reader of the lab as it is now: one at hand if it still fits, else a new one."""
         with contextlib.suppress(IndexError):
             reader = self.idle.pop()
             with contextlib.suppress(sqlite3.Error):

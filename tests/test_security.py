@@ -12,6 +12,7 @@ import urllib.parse
 
 import pytest
 from conftest import LINES, journal_lines
+from processes import wait_until
 
 import ailab
 import lab_logger
@@ -765,7 +766,7 @@ def test_request_that_drips_is_ended_after_its_time(server, monkeypatch, start):
                 pass
         ended.set()
         dripping.join()
-    assert not server.reading
+    wait_until(lambda: not server.reading)
 
 
 def test_200_half_open_and_dripping_connections_leave_a_request_its_second(server, api):
