@@ -2103,8 +2103,13 @@ def open_artifact(conn: sqlite3.Connection, run_id: str, index: str, db_path: st
         raise refusal from error
 
 
+def own_files(db_path: str) -> list[str]:
+    """Name the files that SQLite keeps a lab in."""
+    return [os.path.realpath(db_path) + end for end in ("", "-wal", "-shm", "-journal")]
+
+
 def _is_servable(full: str, roots: list[str], db_path: str) -> bool:
-    own = [os.path.realpath(db_path) + end for end in ("", "-wal", "-shm", "-journal")]
+    own = own_files(db_path)
     if (not os.path.isfile(full) or full in own or full.startswith(own[0] + ".journals" + os.sep)
             or any(os.path.exists(path) and os.path.samefile(full, path) for path in own)):
         return False
@@ -2121,6 +2126,7 @@ def _is_servable(full: str, roots: list[str], db_path: str) -> bool:
 
 _EXPORT = {"ailab": "export", "version": 1}      # the first line of JSON lines
 _POINT = ("epoch", "step", "metric_name", "metric_value", "timestamp")
+_NAMED = "typeof(run_id) = 'text'"               # SQLite lets plain SQL leave it out
 
 
 def trash(conn: sqlite3.Connection) -> list[dict]:
@@ -2154,20 +2160,37 @@ def purge_run(conn: sqlite3.Connection, db_path: str, run_id: str) -> int:
         refresh(conn)
     for journal in lab_logger.pending(db_path):          # kept since it could not be taken in
         if journal["run_id"] == run_id:
-            os.unlink(journal["path"])
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(journal["path"])
     return n_points
+
+
+def compact(conn: sqlite3.Connection) -> None:
+    """Write the file anew without what was removed: until then its words and bytes are in it."""
+    try:
+        for statement in ("DELETE FROM tally WHERE n_runs = 0 AND kind <> 'run'",
+                          "INSERT INTO run_search (run_search) VALUES ('optimize')",
+                          "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
+            conn.execute(statement)
+    except sqlite3.Error as error:
+        raise LabError(f"the file could not be written anew ({error}), so bytes of what was purged "
+                       "are still in it: `ailab purge --yes` tries again") from error
 
 
 @contextlib.contextmanager
 def replaced(path: str) -> Iterator[str]:
     """Give a name to write to, which becomes `path` at the end, or nothing where that fails."""
     part = f"{path}.{os.getpid()}.part"
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise LabError(f"{path!r} is no file: name one, or - for stdout")
     try:
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:
         raise LabError(f"{path!r} cannot be written: {error.strerror}") from error
     try:
         yield part
+        with open(part, "rb+") as file:  # else a power cut may leave the name without the bytes
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -2177,17 +2200,20 @@ def replaced(path: str) -> Iterator[str]:
 def export_lines(conn: sqlite3.Connection, query: RunQuery) -> Iterator[str]:
     """Write runs as JSON lines, whole, as the tables have them: each run, then its points.
 
-    Points are lists of epoch, step, metric_name, metric_value and timestamp; NaN is null.
+    Points are lists of epoch, step, metric_name, metric_value and timestamp; NaN, and what plain
+    SQL put in place of a number, is null.
     """
     columns = ", ".join(f"r.{name}" for name in lab_logger.RUN_COLUMNS)
     yield encode(_EXPORT).decode()
+    point = ", ".join(_POINT).replace(
+        "metric_value", "CASE WHEN metric_value < '' THEN metric_value END")
     for row in conn.execute(f"SELECT {columns} FROM runs r WHERE {query.conditions()} "
-                            "ORDER BY r.timestamp, r.run_id", query.bound):
+                            f"AND {_NAMED} ORDER BY r.timestamp, r.run_id", query.bound):
         run = dict(zip(lab_logger.RUN_COLUMNS, row, strict=True))
         yield encode({"run": {name: value for name, value in run.items() if value is not None}}
                      ).decode()
-        points = conn.execute(f"SELECT {', '.join(_POINT)} FROM run_metrics WHERE run_id = ? "
-                              "ORDER BY id", (run["run_id"],))
+        points = conn.execute(f"SELECT {point} FROM run_metrics WHERE run_id = ? ORDER BY id",
+                              (run["run_id"],))
         while block := points.fetchmany(MAX_LIMIT):
             yield encode({"points": list(map(list, block))}).decode()
 
@@ -2207,10 +2233,17 @@ def export_rows(conn: sqlite3.Connection, query: RunQuery) -> Iterator[list]:
         for run in list_runs(conn, query, limit=MAX_LIMIT, offset=offset):
             flat = flatten(run["params"])
             values = [flat.get(name) for name in params]
-            yield [*(run[name] for name in SUMMARY_COLUMNS),
-                   *(value if isinstance(value, (str, int, float, type(None)))
-                     else encode(value).decode() for value in values),
-                   *(run["final_metrics"].get(name) for name in metrics)]
+            yield list(map(_for_sheet, [
+                *(run[name] for name in SUMMARY_COLUMNS),
+                *(value if isinstance(value, (str, int, float, type(None)))
+                  else encode(value).decode() for value in values),
+                *(run["final_metrics"].get(name) for name in metrics)]))
+
+
+def _for_sheet(value: Any) -> Any:
+    """Put a ' before text that a spreadsheet would run as a formula: a note may be a stranger's."""
+    is_formula = isinstance(value, str) and re.match(r"[=+@\t\r]|-(?!Infinity$)", value)
+    return f"'{value}" if is_formula and not _NUMBER.fullmatch(value) else value
 
 
 def imported(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
@@ -2226,13 +2259,15 @@ def imported(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
 def _of_database(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
     uri = f"file:{quote(os.fsencode(os.path.abspath(path)))}?mode=ro"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as conn:
+        conn.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
         held = {table: [row[1] for row in conn.execute(f"PRAGMA table_info({table})")]
                 for table in ("runs", "run_metrics")}
         columns = [name for name in lab_logger.RUN_COLUMNS if name in held["runs"]]
         point = ", ".join(name if name in held["run_metrics"] else "NULL" for name in _POINT)
         if "run_id" not in columns or "run_id" not in held["run_metrics"]:
             raise LabError(f"{path!r} is a database, and no lab's: it has no table of runs")
-        for row in conn.execute(f"SELECT {', '.join(columns)} FROM runs ORDER BY rowid"):
+        for row in conn.execute(f"SELECT {', '.join(columns)} FROM runs WHERE {_NAMED} "
+                                "ORDER BY rowid"):
             run = dict(zip(columns, row, strict=True))
             if run.get("end_reason") != "purged":
                 yield run, conn.execute(f"SELECT {point} FROM run_metrics WHERE run_id = ? "
@@ -2276,21 +2311,34 @@ def _scalar(value: Any) -> Any:
     return value
 
 
-def import_run(conn: sqlite3.Connection, run: dict, points: Iterator[tuple]) -> bool:
-    """Take one run in, in one transaction; False where the lab has it, even in the trash.
+def import_run(conn: sqlite3.Connection, run: dict, points: Iterator[tuple]) -> str:
+    """Take one run in, in one transaction; says what it was: "new", "held" or "completed".
 
-    Files that it names are another machine's, as those of a run that came over HTTP.
+    One that the lab has, even in the trash, is left as it is; but one that came from elsewhere
+    before its end goes on as far as this copy of it does, and keeps its note and place here. Files
+    that it names are another machine's, as those of a run that came over HTTP.
     """
     run["received_from"] = run.get("received_from") or run.get("hostname") or "an import"
     with lab_logger.transaction(conn):
         conn.execute(f"DELETE FROM runs WHERE run_id = ? AND {_PURGED}", (run["run_id"],))
-        if conn.execute("SELECT 1 FROM runs WHERE run_id = ?", (run["run_id"],)).fetchone():
-            return False
+        here = conn.execute("SELECT status IN ('running', 'killed') AND received_from IS NOT NULL, "
+                            "note, deleted_at FROM runs WHERE run_id = ?",
+                            (run["run_id"],)).fetchone()
+        if here:
+            points = iter(further := list(points) if here[0] else [])
+            n_points = conn.execute("SELECT count(*) FROM run_metrics WHERE run_id = ?",
+                                    (run["run_id"],)).fetchone()[0]
+            has_ended = run.get("status", "finished") in ("finished", "failed")
+            if not here[0] or len(further) < n_points + (not has_ended):
+                return "held"
+            for table in ("run_metrics", "runs"):
+                conn.execute(f"DELETE FROM {table} WHERE run_id = ?", (run["run_id"],))
+            run.update(note=run.get("note") if here[1] is None else here[1], deleted_at=here[2])
         conn.execute(f"INSERT INTO runs ({', '.join(run)}) VALUES ({', '.join('?' * len(run))})",
                      list(run.values()))
         conn.executemany(f"INSERT INTO run_metrics (run_id, {', '.join(_POINT)}) "
                          "VALUES (?, ?, ?, ?, ?, ?)", ((run["run_id"], *row) for row in points))
-    return True
+    return "completed" if here else "new"
 
 
 # --- HTTP ---------------------------------------------------------------------
@@ -2443,7 +2491,7 @@ class Store:
             self.writer.conn.close()
         self.writer = None
 
-    def close(self, wait_s: float = 0.2) -> None:
+    def close(self, wait_s: float = 0.1) -> None:
         """Close all connections that are not lent; a writer at work ends with the process."""
         with contextlib.suppress(IndexError):
             while True:
@@ -3562,7 +3610,8 @@ def cmd_purge(args: argparse.Namespace) -> int:
             print(f"ailab: {len(chosen)} runs would go for good: give --yes", file=sys.stderr)
             return 1
         n_points = sum(purge_run(conn, args.db, run["run_id"]) for run in chosen)
-    print(f"{len(chosen)} runs with {n_points:,} points are gone", file=sys.stderr)
+        print(f"{len(chosen)} runs with {n_points:,} points are gone", file=sys.stderr)
+        compact(conn)
     return 0
 
 
@@ -3570,15 +3619,19 @@ def cmd_export(args: argparse.Namespace) -> int:
     """Write runs to a file: CSV as lists show them, JSON lines whole, or a copy of the database."""
     import csv
     pairs = pairs_of(args, RUN_FILTERS)
-    if os.path.realpath(args.output) == os.path.realpath(args.db):
+    if os.path.realpath(args.output) in own_files(args.db):
         raise LabError(f"{args.output!r} is the lab itself: name another file")
     kind = args.format or os.path.splitext(args.output)[1][1:]
     if kind not in EXPORT_FORMATS:
         args.parser.error(f"give --format, one of {', '.join(EXPORT_FORMATS)}, or a file so named")
     if kind == "db" and (pairs or args.output == "-"):
         args.parser.error("a copy of the database is whole and goes to a file: no filter, no -")
+    if kind == "csv" and args.trash:
+        args.parser.error("CSV has what lists show: --trash goes with jsonl")
     with contextlib.closing(open_store(args.db)) as conn, contextlib.ExitStack() as stack:
         query = query_of(conn, parse_params(RUN_FILTERS, pairs))
+        if args.trash:
+            query.where[0] = f"NOT ({_PURGED})"
         if args.output == "-":
             file: Any = sys.stdout
         else:
@@ -3586,6 +3639,7 @@ def cmd_export(args: argparse.Namespace) -> int:
             if kind == "db":
                 with contextlib.closing(sqlite3.connect(part)) as copy:
                     conn.backup(copy)
+                    copy.execute("PRAGMA journal_mode = DELETE")     # one file, wherever it lies
                 return 0
             file = stack.enter_context(open(part, "w", encoding="utf-8", newline=""))
         conn.execute("BEGIN")            # all of one moment, while logging goes on
@@ -3597,20 +3651,24 @@ def cmd_export(args: argparse.Namespace) -> int:
 
 
 def cmd_import(args: argparse.Namespace) -> int:
-    """Take runs in from JSON lines of export or another lab's database; those it has stay as is."""
+    """Take runs in from JSON lines of export or another lab's database; none comes twice."""
     if not os.path.isfile(args.file):
         raise LabError(f"there is no file {args.file!r}")
-    n_new = n_held = 0
+    counts = dict.fromkeys(("new", "held", "completed"), 0)
     with contextlib.closing(open_lab(args.db, timeout_s=WRITE_WAIT_S)) as conn:
         take_in(conn, args.db)
         try:
             for run, points in imported(args.file):
-                is_new = import_run(conn, run, points)
-                n_new, n_held = n_new + is_new, n_held + (not is_new)
+                counts[import_run(conn, run, points)] += 1
+        except sqlite3.Error as error:
+            raise LabError(f"taking {args.file!r} into {args.db!r} failed ({error}): `ailab doctor "
+                           "--check` tells which is damaged") from error
         finally:
-            with lab_logger.transaction(conn):
+            with contextlib.suppress(sqlite3.Error), lab_logger.transaction(conn):
                 refresh(conn)
-            print(f"{n_new} runs taken in, {n_held} were there", file=sys.stderr)
+            print(f"{counts['new']} runs taken in, {counts['held']} were there"
+                  + f", {counts['completed']} completed" * (counts["completed"] > 0),
+                  file=sys.stderr)
     return 0
 
 
@@ -3789,14 +3847,18 @@ Found = Iterator[tuple[bool | None, str]]       # True ok, None warn, False fail
 
 def cmd_doctor(args: argparse.Namespace) -> int:
     """Check Python, SQLite, lab, disk, assistant and port; take in or send what is pending."""
-    code = 0
+    code, told = 0, []
     checks = [check_python, check_store, *[check_whole] * args.check, check_outbox, check_disk,
               check_assistant, check_port]
     for check in checks:
         for verdict, text in check(args.db):
             level = {True: "ok", None: "warn", False: "fail"}[verdict]
             code = 1 if verdict is False else code
-            print(f"{painted(f'{level:<4}', COLOURS[level])}  {clean(text)}")
+            told.append({"level": level, "text": text})
+            if not args.json:
+                print(f"{painted(f'{level:<4}', COLOURS[level])}  {clean(text)}")
+    if args.json:
+        print_json(told)
     return code
 
 
@@ -3844,30 +3906,43 @@ def check_whole(db_path: str) -> Found:
     """Read the whole file, its references, its index, and every journal that is pending."""
     if not os.path.exists(db_path):
         return
-    with contextlib.closing(open_lab(db_path, timeout_s=WRITE_WAIT_S)) as conn:
-        damage = [row[0] for row in conn.execute("PRAGMA integrity_check(10)")]
-        yield damage == ["ok"], f"integrity of the file: {'; '.join(damage)}"
-        orphans = len(conn.execute("PRAGMA foreign_key_check").fetchall())
-        yield not orphans or None, f"{orphans:,} points of runs that are not in the lab"
-        counted = conn.execute(f"SELECT count(*) FROM runs WHERE {_VISIBLE}").fetchone()[0]
-        is_exact = counted == count_runs(conn, RunQuery())
-        if not is_exact:
-            conn.execute("DROP TABLE tally")
-            open_lab(db_path, timeout_s=WRITE_WAIT_S).close()
-        yield is_exact or None, "the index for reading " + (
-            "is exact" if is_exact else "was wrong, and is made anew")
-        for journal in lab_logger.pending(db_path):
-            name, n_bad = os.path.basename(journal["path"])[:-len(".jsonl")], 0
-            held = lab_logger.take_lines(conn, name, 0, b"")[0]
-            with open(journal["path"], "rb") as lines:
-                for line in lines:
-                    try:
-                        n_bad += line.endswith(b"\n") and not isinstance(json.loads(line), dict)
-                    except ValueError:
-                        n_bad += line.endswith(b"\n")       # the last may be half written
-            yield not n_bad and held <= journal["bytes"], (
-                f"journal {journal['path']}: {journal['bytes']:,} bytes, {held:,} of them in the "
-                f"lab, {n_bad} damaged lines")
+    try:
+        with contextlib.closing(open_lab(db_path, timeout_s=WRITE_WAIT_S)) as conn:
+            damage = [row[0] for row in conn.execute("PRAGMA integrity_check(10)")]
+            yield damage == ["ok"], f"integrity of the file: {'; '.join(damage)}"
+            orphans = sum(1 for _ in conn.execute("PRAGMA foreign_key_check"))
+            yield not orphans, f"{orphans:,} points of runs that are not in the lab"
+            counted = conn.execute(f"SELECT count(*) FROM runs WHERE {_VISIBLE}").fetchone()[0]
+            is_exact = counted == count_runs(conn, RunQuery())
+            if not is_exact:
+                conn.execute("DROP TABLE tally")
+                open_lab(db_path, timeout_s=WRITE_WAIT_S).close()
+            yield is_exact or None, "the index for reading " + (
+                "is exact" if is_exact else "was wrong, and is made anew")
+            yield from (check_journal(conn, found["path"]) for found in lab_logger.pending(db_path))
+    except (sqlite3.Error, StoreError) as error:
+        yield False, f"the lab at {db_path!r} cannot be read whole ({error})"
+
+
+def check_journal(conn: sqlite3.Connection, path: str) -> tuple[bool, str]:
+    """Read a journal: whether every line of it is one, and the lab has a whole number of them."""
+    n_bad, size = 0, 0
+    try:
+        held = lab_logger.take_lines(conn, os.path.basename(path)[:-len(".jsonl")], 0, b"")[0]
+        is_apart = held == 0
+        with open(path, "rb") as lines:
+            for line in lines:
+                size += len(line)
+                is_apart |= size == held
+                try:
+                    n_bad += line.endswith(b"\n") and not isinstance(json.loads(line), dict)
+                except (ValueError, RecursionError):
+                    n_bad += line.endswith(b"\n")           # the last may be half written
+    except (OSError, ValueError) as error:
+        return False, f"journal {path} cannot be read ({error})"
+    where = "" if is_apart else ", which is no end of a line: it is another run's, or was cut"
+    return not n_bad and is_apart, (f"journal {path}: {size:,} bytes, {held:,} of them in the lab"
+                                    f"{where}, {n_bad} damaged lines")
 
 
 def described(journals: list[dict]) -> str:
@@ -3967,7 +4042,8 @@ VERBS: tuple[tuple[Callable, str, tuple, tuple[Param, ...]], ...] = (   # with e
         ("--yes", {"action": "store_true", "help": "do it; without, say what would go"})), ()),
     (cmd_export, "export -o runs.csv --status finished", (
         ("-o", {"dest": "output", "metavar": "FILE", "required": True, "help": "- for stdout"}),
-        ("--format", {"choices": EXPORT_FORMATS, "help": "else as the file's name ends"})),
+        ("--format", {"choices": EXPORT_FORMATS, "help": "else as the file's name ends"}),
+        ("--trash", {"action": "store_true", "help": "what is in the trash, too (jsonl)"})),
      RUN_FILTERS),
     (cmd_import, "import runs.jsonl", (("file", {"help": "JSON lines of export, or a lab"}),), ()),
     (cmd_ask, "ask 'Which run has the highest accuracy?'",
@@ -3997,7 +4073,7 @@ def build_parser() -> argparse.ArgumentParser:
                               help=param.description, nargs="+" if param.max_times > 1 else None)
         verb.add_argument("--db", metavar="FILE",
                           help="the lab's database (DB_PATH, else ~/.ai-lab/lab.db)")
-        if function not in (cmd_serve, cmd_demo, cmd_restore, cmd_doctor, cmd_export, cmd_import):
+        if function not in (cmd_serve, cmd_demo, cmd_restore, cmd_export, cmd_import):
             verb.add_argument("--json", action="store_true", help="print what the API answers")
     return parser
 
