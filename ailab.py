@@ -78,7 +78,8 @@ MAX_LINES, MAX_LINES_BYTES = 200_000, 16_000_000  # of a journal in one request,
 MAX_URL_BYTES = 1 << 13                  # of a request line
 MAX_HEADERS, MAX_HEADER_BYTES = 64, 1 << 15  # lines, bytes of all together
 MAX_CONNECTIONS = 512                    # sockets, a thread each
-IDLE_S = 30                              # a silent connection is closed after this
+IDLE_S = 30                              # a silent connection is closed after this, and one that
+#                                          has not taken a whole answer (of a file, 256 KiB) by then
 ASKED_S = 60                             # and one whose request has not come whole by then
 TIDY_EVERY_S = 1.5                       # how often a server looks for journals left behind
 WRITE_WAIT_S = 5.0                       # a note waits this long for another writer
@@ -1338,15 +1339,14 @@ def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Co
     conn.text_factory = functools.partial(str, encoding="utf-8", errors="replace")   # plain SQL's
     conn.create_function("folded_in", 2, deterministic=True,            # for more than ASCII
                          func=lambda part, text: part.casefold() in str(text).casefold())
-    names = ", ".join(f"'{name}'" for _, name in _INDEX_PARTS)
-    found = f"SELECT count(*) FROM sqlite_master WHERE name IN ({names})"
-    if conn.execute(found).fetchone()[0] == len(_INDEX_PARTS):
+    if _is_whole(conn):
         return conn
     if mode == "ro":
         open_lab(path, "rw", timeout_s).close()
         return conn
     with lab_logger.transaction(conn):
-        if conn.execute(found).fetchone()[0] < len(_INDEX_PARTS):
+        if not _is_whole(conn):
+            lab_logger.MIGRATIONS[0](conn)       # tables and columns, where other tools drop them
             if (conn.execute("SELECT max(id) FROM run_metrics").fetchone()[0] or 0) > 1_000_000:
                 print(f"ailab: the index for reading {path!r} is made, once: this takes a while",
                       file=sys.stderr, flush=True)
@@ -1358,10 +1358,21 @@ def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Co
     return conn
 
 
+def _is_whole(conn: sqlite3.Connection) -> bool:
+    """Tell whether both tables, their columns and all that makes reading fast are there."""
+    names = [name for _, name in _INDEX_PARTS] + ["metric_directions", "run_metrics_curve"]
+    wanted = {"sqlite_master": names, "pragma_table_info('runs')": [*lab_logger.RUN_COLUMNS],
+              "pragma_table_info('run_metrics')": [*lab_logger.METRIC_COLUMNS]}
+    return all(conn.execute(
+        f"SELECT count(*) FROM {source} WHERE name IN ({', '.join('?' * len(names))})", names
+        ).fetchone()[0] == len(names) for source, names in wanted.items()) and conn.execute(
+            "SELECT EXISTS (SELECT 1 FROM summarised)").fetchone()[0] == 1
+
+
 def refresh(conn: sqlite3.Connection) -> None:
     """Summarise, in a transaction of the caller, the points that came, changed or went."""
     since, newest = conn.execute("SELECT id, (SELECT max(id) FROM run_metrics) "
-                                 "FROM summarised").fetchone()
+                                 "FROM summarised").fetchone() or (None, None)
     if newest != since:
         conn.execute(_summarise("NOT INDEXED WHERE true"), {"since": since})   # by id
         conn.execute("UPDATE summarised SET id = ?", (FIRST_ID if newest is None else newest,))
@@ -1382,9 +1393,11 @@ def refresh(conn: sqlite3.Connection) -> None:
 
 def is_stale(conn: sqlite3.Connection) -> bool:
     """Tell whether refresh() has something to do."""
-    return conn.execute(
-        "SELECT EXISTS (SELECT 1 FROM stale) OR (SELECT max(id) FROM run_metrics) > id "
-        "FROM summarised").fetchone()[0] == 1
+    found = conn.execute("SELECT EXISTS (SELECT 1 FROM stale) OR (SELECT max(id) FROM run_metrics)"
+                         " > id FROM summarised").fetchone()
+    if not found:
+        raise sqlite3.DatabaseError("its index was emptied")     # and is made anew when opened
+    return found[0] == 1
 
 
 def take_in(conn: sqlite3.Connection, db_path: str) -> list[str]:
@@ -2116,8 +2129,13 @@ def open_artifact(conn: sqlite3.Connection, run_id: str, index: str, db_path: st
         raise refusal from error
 
 
+def own_files(db_path: str) -> list[str]:
+    """Name the files that SQLite keeps a lab in."""
+    return [os.path.realpath(db_path) + end for end in ("", "-wal", "-shm", "-journal")]
+
+
 def _is_servable(full: str, roots: list[str], db_path: str) -> bool:
-    own = [os.path.realpath(db_path) + end for end in ("", "-wal", "-shm", "-journal")]
+    own = own_files(db_path)
     if (not os.path.isfile(full) or full in own or full.startswith(own[0] + ".journals" + os.sep)
             or any(os.path.exists(path) and os.path.samefile(full, path) for path in own)):
         return False
@@ -2135,6 +2153,7 @@ def _is_servable(full: str, roots: list[str], db_path: str) -> bool:
 _EXPORT = {"ailab": "export", "version": 1}      # the first line of JSON lines
 _INFINITE = ("Infinity", "-Infinity")
 _POINT = ("epoch", "step", "metric_name", "metric_value", "timestamp")
+_NAMED = "typeof(run_id) = 'text'"               # SQLite lets plain SQL leave it out
 
 
 def trash(conn: sqlite3.Connection) -> list[dict]:
@@ -2168,20 +2187,37 @@ def purge_run(conn: sqlite3.Connection, db_path: str, run_id: str) -> int:
         refresh(conn)
     for journal in lab_logger.pending(db_path):          # kept since it could not be taken in
         if journal["run_id"] == run_id:
-            os.unlink(journal["path"])
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(journal["path"])
     return n_points
+
+
+def compact(conn: sqlite3.Connection) -> None:
+    """Write the file anew without what was removed: until then its words and bytes are in it."""
+    try:
+        for statement in ("DELETE FROM tally WHERE n_runs = 0 AND kind <> 'run'",
+                          "INSERT INTO run_search (run_search) VALUES ('optimize')",
+                          "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
+            conn.execute(statement)
+    except sqlite3.Error as error:
+        raise LabError(f"the file could not be written anew ({error}), so bytes of what was purged "
+                       "are still in it: `ailab purge --yes` tries again") from error
 
 
 @contextlib.contextmanager
 def replaced(path: str) -> Iterator[str]:
     """Give a name to write to, which becomes `path` at the end, or nothing where that fails."""
     part = f"{path}.{os.getpid()}.part"
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise LabError(f"{path!r} is no file: name one, or - for stdout")
     try:
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:
         raise LabError(f"{path!r} cannot be written: {error.strerror}") from error
     try:
         yield part
+        with open(part, "rb+") as file:  # else a power cut may leave the name without the bytes
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -2191,17 +2227,20 @@ def replaced(path: str) -> Iterator[str]:
 def export_lines(conn: sqlite3.Connection, query: RunQuery) -> Iterator[str]:
     """Write runs as JSON lines, whole, as the tables have them: each run, then its points.
 
-    Points are lists of epoch, step, metric_name, metric_value and timestamp; NaN is null.
+    Points are lists of epoch, step, metric_name, metric_value and timestamp; NaN, and what plain
+    SQL put in place of a number, is null.
     """
     columns = ", ".join(f"r.{name}" for name in lab_logger.RUN_COLUMNS)
     yield encode(_EXPORT).decode()
+    point = ", ".join(_POINT).replace(
+        "metric_value", "CASE WHEN metric_value < '' THEN metric_value END")
     for row in conn.execute(f"SELECT {columns} FROM runs r WHERE {query.conditions()} "
-                            "ORDER BY r.timestamp, r.run_id", query.bound):
+                            f"AND {_NAMED} ORDER BY r.timestamp, r.run_id", query.bound):
         run = dict(zip(lab_logger.RUN_COLUMNS, row, strict=True))
         yield encode({"run": {name: value for name, value in run.items() if value is not None}}
                      ).decode()
-        points = conn.execute(f"SELECT {', '.join(_POINT)} FROM run_metrics WHERE run_id = ? "
-                              "ORDER BY id", (run["run_id"],))
+        points = conn.execute(f"SELECT {point} FROM run_metrics WHERE run_id = ? ORDER BY id",
+                              (run["run_id"],))
         while block := points.fetchmany(MAX_LIMIT):
             yield encode({"points": list(map(list, block))}).decode()
 
@@ -2221,10 +2260,17 @@ def export_rows(conn: sqlite3.Connection, query: RunQuery) -> Iterator[list]:
         for run in list_runs(conn, query, limit=MAX_LIMIT, offset=offset):
             flat = flatten(run["params"])
             values = [flat.get(name) for name in params]
-            yield [*(run[name] for name in SUMMARY_COLUMNS),
-                   *(value if isinstance(value, (str, int, float, type(None)))
-                     else encode(value).decode() for value in values),
-                   *(run["final_metrics"].get(name) for name in metrics)]
+            yield list(map(_for_sheet, [
+                *(run[name] for name in SUMMARY_COLUMNS),
+                *(value if isinstance(value, (str, int, float, type(None)))
+                  else encode(value).decode() for value in values),
+                *(run["final_metrics"].get(name) for name in metrics)]))
+
+
+def _for_sheet(value: Any) -> Any:
+    """Put a ' before text that a spreadsheet would run as a formula: a note may be a stranger's."""
+    is_formula = isinstance(value, str) and re.match(r"[=+@\t\r]|-(?!Infinity$)", value)
+    return f"'{value}" if is_formula and not _NUMBER.fullmatch(value) else value
 
 
 def imported(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
@@ -2240,13 +2286,15 @@ def imported(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
 def _of_database(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
     uri = f"file:{quote(os.fsencode(os.path.abspath(path)))}?mode=ro"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as conn:
+        conn.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
         held = {table: [row[1] for row in conn.execute(f"PRAGMA table_info({table})")]
                 for table in ("runs", "run_metrics")}
         columns = [name for name in lab_logger.RUN_COLUMNS if name in held["runs"]]
         point = ", ".join(name if name in held["run_metrics"] else "NULL" for name in _POINT)
         if "run_id" not in columns or "run_id" not in held["run_metrics"]:
             raise LabError(f"{path!r} is a database, and no lab's: it has no table of runs")
-        for row in conn.execute(f"SELECT {', '.join(columns)} FROM runs ORDER BY rowid"):
+        for row in conn.execute(f"SELECT {', '.join(columns)} FROM runs WHERE {_NAMED} "
+                                "ORDER BY rowid"):
             run = dict(zip(columns, row, strict=True))
             if run.get("end_reason") != "purged":
                 yield run, conn.execute(f"SELECT {point} FROM run_metrics WHERE run_id = ? "
@@ -2334,9 +2382,10 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 @dataclass(eq=False)
 class Connection:
-    """A connection, the file it is of, and a reader's number of what it last saw of that file."""
+    """A connection, the file it is of, its schema, and a reader's number of what it last saw."""
     conn: sqlite3.Connection
     file: tuple | None
+    schema: tuple
     version: int = 0
 
 
@@ -2346,6 +2395,11 @@ def file_key(path: str) -> tuple | None:
         found = os.stat(path)
         return found.st_dev, found.st_ino
     return None
+
+
+def schema_of(conn: sqlite3.Connection) -> tuple:
+    """Give numbers that change with the tables, and with who may read them."""
+    return conn.execute("SELECT * FROM pragma_schema_version, pragma_user_version").fetchone()
 
 
 class Store:
@@ -2361,15 +2415,13 @@ class Store:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """Lend a reader for one answer, inside a transaction: all its queries see one state."""
-        reader, is_good = None, True
-        with contextlib.suppress(IndexError):
-            reader = self.idle.pop()
-        if reader is None or reader.file != file_key(self.path):
-            if reader is not None:
-                reader.conn.close()
-            reader = Connection(open_lab(self.path, "ro", READ_WAIT_S), file_key(self.path))
+        is_good = True
         try:
-            self._catch_up(reader)
+            reader = self._reader()
+        except (StoreError, sqlite3.Error):
+            self.close(wait_s=0)         # what is held of a broken file hinders the next try
+            raise
+        try:
             reader.conn.execute("BEGIN")
             try:
                 yield reader
@@ -2384,18 +2436,36 @@ class Store:
             else:
                 reader.conn.close()
 
-    def _catch_up(self, reader: Connection) -> None:
+    def _open(self, mode: str, wait_s: float) -> Connection:
+        conn = open_lab(self.path, mode, wait_s)
+        return Connection(conn, file_key(self.path), schema_of(conn))
+
+    def _reader(self) -> Connection:
+        """Give a reader of the lab as it is now: one at hand if it still fits, else a new one."""
+        with contextlib.suppress(IndexError):
+            reader = self.idle.pop()
+            with contextlib.suppress(sqlite3.Error):
+                if reader.file == file_key(self.path) and self._catch_up(reader):
+                    return reader
+            reader.conn.close()
+        reader = self._open("ro", READ_WAIT_S)
+        self._catch_up(reader)
+        return reader
+
+    def _catch_up(self, reader: Connection) -> bool:
+        """Have points that came summarised; False where another program changed the schema."""
         version = reader.conn.execute("PRAGMA data_version").fetchone()[0]
         if version == reader.version:
-            return
-        if reader.conn.execute("PRAGMA user_version").fetchone()[0] > lab_logger.SCHEMA_VERSION:
-            raise sqlite3.OperationalError("a newer AI-Lab has migrated it: update this one")
+            return True
+        if schema_of(reader.conn) != reader.schema:
+            return False
         if is_stale(reader.conn):        # an old summary is better than an answer that waits
             with (contextlib.suppress(StoreError, sqlite3.Error), self.write(wait_s=0.2) as conn,
                   lab_logger.transaction(conn)):
                 refresh(conn)
             version = reader.conn.execute("PRAGMA data_version").fetchone()[0]
         reader.version = version
+        return True
 
     def kept(self, asked: tuple, state: Any, make: Callable[[], Reply]) -> Reply:
         """Give the answer that is kept to what was `asked` in this `state`, or make and keep it."""
@@ -2419,9 +2489,10 @@ class Store:
         if not self.lock.acquire(timeout=wait_s):
             raise StoreError("the lab is busy: try again in a moment")
         try:
-            if self.writer is None or self.writer.file != file_key(self.path):
+            if (self.writer is None or self.writer.file != file_key(self.path)
+                    or schema_of(self.writer.conn) != self.writer.schema):
                 self._drop_writer()
-                self.writer = Connection(open_lab(self.path, timeout_s=wait_s), file_key(self.path))
+                self.writer = self._open("rw", wait_s)
             self.writer.conn.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
             yield self.writer.conn
         except sqlite3.Error:
@@ -2435,12 +2506,14 @@ class Store:
             self.writer.conn.close()
         self.writer = None
 
-    def close(self) -> None:
-        """Close all connections that are not lent."""
-        while self.idle:
-            self.idle.pop().conn.close()
-        with self.lock:
+    def close(self, wait_s: float = 0.1) -> None:
+        """Close all connections that are not lent; a writer at work ends with the process."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self.idle.pop().conn.close()
+        if self.lock.acquire(timeout=wait_s):
             self._drop_writer()
+            self.lock.release()
 
 
 class Reply(NamedTuple):
@@ -2803,13 +2876,13 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if not self.read_head():
                 return
-            self.server.n_open += 1
+            self.server.answering.add(self)
             try:
                 self.reply(self.answer())
             except LabError as error:
                 self.refuse(error)
             finally:
-                self.server.n_open -= 1
+                self.server.answering.discard(self)
         except LabError as error:
             self.refuse(error)
         except OSError:                  # gone, or silent for too long
@@ -3065,12 +3138,12 @@ class LabServer(ThreadingHTTPServer):
                  is_verbose: bool, socket_path: str | None = None) -> None:
         self.store, self.project, self.token, self.is_verbose = store, project, token, is_verbose
         self.is_loopback, self.socket_path = is_loopback(address[0]), socket_path
-        self.own_socket = ""             # once it is bound
+        self.own_socket: tuple | None = None     # once it is bound
         self.hosts = {"localhost", "127.0.0.1", "[::1]", address[0].lower(),
                       f"[{address[0].lower()}]"}
         roots = lab_logger.setting("AILAB_ARTIFACT_ROOTS")[0]
         self.artifact_roots = list(filter(None, roots.split(os.pathsep)))
-        self.n_open = 0                  # requests being answered
+        self.answering: set[Handler] = set()
         self.reading: dict[Handler, float] = {}      # requests that are coming: until when
         self.slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.is_over = threading.Event()
@@ -3093,6 +3166,7 @@ class LabServer(ThreadingHTTPServer):
         """Bind a Unix socket that is the user's alone, in place of one that nobody serves."""
         with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(
                 FileNotFoundError, ConnectionRefusedError):
+            probe.settimeout(1.0)        # one that is too busy to answer is alive
             probe.connect(path)
             raise LabError(f"a server is at {path!r} already: stop it, or give another --socket")
         if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -3104,11 +3178,11 @@ class LabServer(ThreadingHTTPServer):
             self.socket.bind(path)
         finally:
             os.umask(before)
-        self.server_name, self.server_port, self.own_socket = "localhost", 0, path
+        self.server_name, self.server_port, self.own_socket = "localhost", 0, file_key(path)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         request, address = super().get_request()
-        return request, address or ("local", 0)      # a Unix socket's clients have none
+        return request, ("local", 0) if self.socket_path else address
 
     @property
     def url(self) -> str:
@@ -3126,12 +3200,15 @@ class LabServer(ThreadingHTTPServer):
         finally:
             self.is_over.set()
 
+    def service_actions(self) -> None:
+        """End connections whose request has not come whole in its time, several times a second."""
+        now = time.monotonic()
+        for late in [handler for handler, until in self.reading.copy().items() if now > until]:
+            with contextlib.suppress(OSError):       # its thread finds the connection ended
+                late.connection.shutdown(socket.SHUT_RDWR)
+
     def _keep_tidy(self) -> None:
         while not self.is_over.wait(TIDY_EVERY_S):
-            for late in [handler for handler, until in list(self.reading.items())
-                         if time.monotonic() > until]:
-                with contextlib.suppress(OSError):   # its thread finds the connection ended
-                    late.connection.shutdown(socket.SHUT_RDWR)
             with (contextlib.suppress(StoreError, sqlite3.Error, OSError),  # requests say it too
                   self.store.write() as conn):
                 take_in(conn, self.store.path)
@@ -3167,10 +3244,10 @@ class LabServer(ThreadingHTTPServer):
         self.is_over.set()
         super().server_close()
         until = time.monotonic() + STOP_WAIT_S
-        while self.n_open and time.monotonic() < until:
+        while self.answering and time.monotonic() < until:
             time.sleep(0.01)
-        with contextlib.suppress(OSError):       # "" where none is bound: never another server's
-            os.unlink(self.own_socket)
+        if self.socket_path and self.own_socket and file_key(self.socket_path) == self.own_socket:
+            os.unlink(self.socket_path)          # and never that of a server that took its place
         self.store.close()
 
 
@@ -3558,7 +3635,8 @@ def cmd_purge(args: argparse.Namespace) -> int:
             print(f"ailab: {len(chosen)} runs would go for good: give --yes", file=sys.stderr)
             return 1
         n_points = sum(purge_run(conn, args.db, run["run_id"]) for run in chosen)
-    print(f"{len(chosen)} runs with {n_points:,} points are gone", file=sys.stderr)
+        print(f"{len(chosen)} runs with {n_points:,} points are gone", file=sys.stderr)
+        compact(conn)
     return 0
 
 
@@ -3566,15 +3644,19 @@ def cmd_export(args: argparse.Namespace) -> int:
     """Write runs to a file: CSV as lists show them, JSON lines whole, or a copy of the database."""
     import csv
     pairs = pairs_of(args, RUN_FILTERS)
-    if os.path.realpath(args.output) == os.path.realpath(args.db):
+    if os.path.realpath(args.output) in own_files(args.db):
         raise LabError(f"{args.output!r} is the lab itself: name another file")
     kind = args.format or os.path.splitext(args.output)[1][1:]
     if kind not in EXPORT_FORMATS:
         args.parser.error(f"give --format, one of {', '.join(EXPORT_FORMATS)}, or a file so named")
     if kind == "db" and (pairs or args.output == "-"):
         args.parser.error("a copy of the database is whole and goes to a file: no filter, no -")
+    if kind == "csv" and args.trash:
+        args.parser.error("CSV has what lists show: --trash goes with jsonl")
     with contextlib.closing(open_store(args.db)) as conn, contextlib.ExitStack() as stack:
         query = query_of(conn, parse_params(RUN_FILTERS, pairs))
+        if args.trash:
+            query.where[0] = f"NOT ({_PURGED})"
         if args.output == "-":
             file: Any = sys.stdout
         else:
@@ -3582,6 +3664,7 @@ def cmd_export(args: argparse.Namespace) -> int:
             if kind == "db":
                 with contextlib.closing(sqlite3.connect(part)) as copy:
                     conn.backup(copy)
+                    copy.execute("PRAGMA journal_mode = DELETE")     # one file, wherever it lies
                 return 0
             file = stack.enter_context(open(part, "w", encoding="utf-8", newline=""))
         conn.execute("BEGIN")            # all of one moment, while logging goes on
@@ -3607,8 +3690,11 @@ def cmd_import(args: argparse.Namespace) -> int:
                 is_new = not is_alive and import_run(conn, run, points)
                 n_alive, n_new = n_alive + is_alive, n_new + is_new
                 n_held += not is_alive and not is_new
+        except sqlite3.Error as error:
+            raise LabError(f"taking {args.file!r} into {args.db!r} failed ({error}): `ailab doctor "
+                           "--check` tells which is damaged") from error
         finally:
-            with lab_logger.transaction(conn):
+            with contextlib.suppress(sqlite3.Error), lab_logger.transaction(conn):
                 refresh(conn)
             print(f"{n_new} runs taken in, {n_held} were there" + bool(n_alive) * (
                 f", {n_alive} still run: import them when they have ended"), file=sys.stderr)
@@ -3636,25 +3722,27 @@ def port_number(text: str) -> int:
 def cmd_serve(args: argparse.Namespace) -> int:
     """Serve the dashboard and the API."""
     import signal
-    host = _setting("AILAB_HOST", args.host, "127.0.0.1")
-    port = _setting("AILAB_PORT", args.port, "8000", port_number)
-    token = _setting("AILAB_TOKEN", args.token, "") or None
-    if args.token == "" or not (token or is_loopback(host)):
-        token = secrets.token_urlsafe(24)
-    open_lab(args.db, timeout_s=WRITE_WAIT_S).close()
     path = args.socket and os.path.abspath(args.socket)
+    if path and (args.host is not None or args.port is not None):
+        args.parser.error("--socket opens no port: leave --host and --port out")
     if path and not hasattr(socket, "AF_UNIX"):
         raise LabError("this system has no Unix sockets: leave --socket out")
+    host = "localhost" if path else _setting("AILAB_HOST", args.host, "127.0.0.1")
+    port = 0 if path else _setting("AILAB_PORT", args.port, "8000", port_number)
+    token = _setting("AILAB_TOKEN", args.token, "") or None
+    is_new = args.token == "" or not (token or is_loopback(host))
+    token = secrets.token_urlsafe(24) if is_new else token
+    open_lab(args.db, timeout_s=WRITE_WAIT_S).close()
     try:
-        server = make_server(args.db, "localhost" if path else host, port, token=token,
-                             is_verbose=args.verbose, socket_path=path)
+        server = make_server(args.db, host, port, token=token, is_verbose=args.verbose,
+                             socket_path=path)
     except (OSError, OverflowError) as error:
         raise LabError(f"cannot serve at {path!r} ({error})" if path
                        else bind_problem(host, port, error)) from error
     try:
         with contextlib.suppress(KeyboardInterrupt):
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-            if not args.quiet:
+            if is_new or not args.quiet:         # nobody could know a new token otherwise
                 entry = f"?token={quote(token, safe='')}" if token else ""
                 beyond = "" if server.is_loopback else f" (bound to {clean(host)})"
                 where = f"{server.url}/{entry}{beyond}" if not path else (
@@ -3788,14 +3876,18 @@ Found = Iterator[tuple[bool | None, str]]       # True ok, None warn, False fail
 
 def cmd_doctor(args: argparse.Namespace) -> int:
     """Check Python, SQLite, lab, disk, assistant and port; take in or send what is pending."""
-    code = 0
+    code, told = 0, []
     checks = [check_python, check_store, *[check_whole] * args.check, check_outbox, check_disk,
               check_assistant, check_port]
     for check in checks:
         for verdict, text in check(args.db):
             level = {True: "ok", None: "warn", False: "fail"}[verdict]
             code = 1 if verdict is False else code
-            print(f"{painted(f'{level:<4}', COLOURS[level])}  {clean(text)}")
+            told.append({"level": level, "text": text})
+            if not args.json:
+                print(f"{painted(f'{level:<4}', COLOURS[level])}  {clean(text)}")
+    if args.json:
+        print_json(told)
     return code
 
 
@@ -3843,30 +3935,43 @@ def check_whole(db_path: str) -> Found:
     """Read the whole file, its references, its index, and every journal that is pending."""
     if not os.path.exists(db_path):
         return
-    with contextlib.closing(open_lab(db_path, timeout_s=WRITE_WAIT_S)) as conn:
-        damage = [row[0] for row in conn.execute("PRAGMA integrity_check(10)")]
-        yield damage == ["ok"], f"integrity of the file: {'; '.join(damage)}"
-        orphans = len(conn.execute("PRAGMA foreign_key_check").fetchall())
-        yield not orphans or None, f"{orphans:,} points of runs that are not in the lab"
-        counted = conn.execute(f"SELECT count(*) FROM runs WHERE {_VISIBLE}").fetchone()[0]
-        is_exact = counted == count_runs(conn, RunQuery())
-        if not is_exact:
-            conn.execute("DROP TABLE tally")
-            open_lab(db_path, timeout_s=WRITE_WAIT_S).close()
-        yield is_exact or None, "the index for reading " + (
-            "is exact" if is_exact else "was wrong, and is made anew")
-        for journal in lab_logger.pending(db_path):
-            name, n_bad = os.path.basename(journal["path"])[:-len(".jsonl")], 0
-            held = lab_logger.take_lines(conn, name, 0, b"")[0]
-            with open(journal["path"], "rb") as lines:
-                for line in lines:
-                    try:
-                        n_bad += line.endswith(b"\n") and not isinstance(json.loads(line), dict)
-                    except ValueError:
-                        n_bad += line.endswith(b"\n")       # the last may be half written
-            yield not n_bad and held <= journal["bytes"], (
-                f"journal {journal['path']}: {journal['bytes']:,} bytes, {held:,} of them in the "
-                f"lab, {n_bad} damaged lines")
+    try:
+        with contextlib.closing(open_lab(db_path, timeout_s=WRITE_WAIT_S)) as conn:
+            damage = [row[0] for row in conn.execute("PRAGMA integrity_check(10)")]
+            yield damage == ["ok"], f"integrity of the file: {'; '.join(damage)}"
+            orphans = sum(1 for _ in conn.execute("PRAGMA foreign_key_check"))
+            yield not orphans, f"{orphans:,} points of runs that are not in the lab"
+            counted = conn.execute(f"SELECT count(*) FROM runs WHERE {_VISIBLE}").fetchone()[0]
+            is_exact = counted == count_runs(conn, RunQuery())
+            if not is_exact:
+                conn.execute("DROP TABLE tally")
+                open_lab(db_path, timeout_s=WRITE_WAIT_S).close()
+            yield is_exact or None, "the index for reading " + (
+                "is exact" if is_exact else "was wrong, and is made anew")
+            yield from (check_journal(conn, found["path"]) for found in lab_logger.pending(db_path))
+    except (sqlite3.Error, StoreError) as error:
+        yield False, f"the lab at {db_path!r} cannot be read whole ({error})"
+
+
+def check_journal(conn: sqlite3.Connection, path: str) -> tuple[bool, str]:
+    """Read a journal: whether every line of it is one, and the lab has a whole number of them."""
+    n_bad, size = 0, 0
+    try:
+        held = lab_logger.take_lines(conn, os.path.basename(path)[:-len(".jsonl")], 0, b"")[0]
+        is_apart = held == 0
+        with open(path, "rb") as lines:
+            for line in lines:
+                size += len(line)
+                is_apart |= size == held
+                try:
+                    n_bad += line.endswith(b"\n") and not isinstance(json.loads(line), dict)
+                except (ValueError, RecursionError):
+                    n_bad += line.endswith(b"\n")           # the last may be half written
+    except (OSError, ValueError) as error:
+        return False, f"journal {path} cannot be read ({error})"
+    where = "" if is_apart else ", which is no end of a line: it is another run's, or was cut"
+    return not n_bad and is_apart, (f"journal {path}: {size:,} bytes, {held:,} of them in the lab"
+                                    f"{where}, {n_bad} damaged lines")
 
 
 def described(journals: list[dict]) -> str:
@@ -3938,10 +4043,11 @@ _RUN = {"help": "a run id, or the beginning of one"}
 _SERVER_FLAGS = (
     ("--host", {"help": "address to bind (AILAB_HOST, else 127.0.0.1); others need the token"}),
     ("--port", {"type": port_number, "help": "port (AILAB_PORT, else 8000); 0 takes a free one"}),
-    ("--token", {"nargs": "?", "const": "", "help": "ask for this, or a new token (AILAB_TOKEN)"}),
+    ("--token", {"nargs": "?", "const": "", "help": "ask for this, or for a new token; AILAB_TOKEN "
+                                                    "keeps it out of the list of processes"}),
     ("--socket", {"metavar": "PATH", "help": "serve on this Unix socket, and on no port"}),
     ("--verbose", {"action": "store_true", "help": "log each request"}),
-    ("--quiet", {"action": "store_true", "help": "print nothing at the start"}))
+    ("--quiet", {"action": "store_true", "help": "print nothing at the start but a new token"}))
 VERBS: tuple[tuple[Callable, str, tuple, tuple[Param, ...]], ...] = (   # with example and arguments
     (cmd_serve, "serve --port 8001", _SERVER_FLAGS, ()),
     (cmd_demo, "demo", _SERVER_FLAGS, ()),
@@ -3965,7 +4071,8 @@ VERBS: tuple[tuple[Callable, str, tuple, tuple[Param, ...]], ...] = (   # with e
         ("--yes", {"action": "store_true", "help": "do it; without, say what would go"})), ()),
     (cmd_export, "export -o runs.csv --status finished", (
         ("-o", {"dest": "output", "metavar": "FILE", "required": True, "help": "- for stdout"}),
-        ("--format", {"choices": EXPORT_FORMATS, "help": "else as the file's name ends"})),
+        ("--format", {"choices": EXPORT_FORMATS, "help": "else as the file's name ends"}),
+        ("--trash", {"action": "store_true", "help": "what is in the trash, too (jsonl)"})),
      RUN_FILTERS),
     (cmd_import, "import runs.jsonl", (("file", {"help": "JSON lines of export, or a lab"}),), ()),
     (cmd_ask, "ask 'Which run has the highest accuracy?'",
@@ -3995,7 +4102,7 @@ def build_parser() -> argparse.ArgumentParser:
                               help=param.description, nargs="+" if param.max_times > 1 else None)
         verb.add_argument("--db", metavar="FILE",
                           help="the lab's database (DB_PATH, else ~/.ai-lab/lab.db)")
-        if function not in (cmd_serve, cmd_demo, cmd_restore, cmd_doctor, cmd_export, cmd_import):
+        if function not in (cmd_serve, cmd_demo, cmd_restore, cmd_export, cmd_import):
             verb.add_argument("--json", action="store_true", help="print what the API answers")
     return parser
 

@@ -859,7 +859,7 @@ def _apply(conn, run_id: str, part: str, lines: bytes, end: int, received_from: 
 def _move_behind(conn, run_id: str, part: str, parts: dict) -> None:
     """Give the points of newer parts new ids: by their ids points are the last of a curve."""
     own = parts.get(part, {}).get("at", "")
-    begun = min(told["at"] for told in parts.values() if told.get("at", "") > own)
+    begun = min((at for told in parts.values() if (at := told.get("at", "")) > own), default="~")
     for told in parts.values():                   # what newer parts have passed may come again
         told.pop("past", None)
     newer = (run_id, begun, conn.execute("SELECT max(id) FROM run_metrics").fetchone()[0])

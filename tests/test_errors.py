@@ -10,7 +10,7 @@ import time
 import urllib.parse
 
 import pytest
-from conftest import LINES, insert_run, journal_lines, started
+from conftest import LINES, insert_points, insert_run, journal_lines, started
 
 import ailab
 import lab_logger
@@ -411,22 +411,78 @@ def test_a_store_replaced_by_another_is_served_anew(lab, api, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["TABLE metric_summary", "TABLE run_text", "INDEX runs_timestamp",
-                                  "TRIGGER runs_insert", "TABLE tally"])
-def test_a_part_of_the_index_that_was_dropped_comes_back(lab, api, part):
-    before = api("GET", "/runs?q=svm")[2]
+                                  "TRIGGER runs_insert", "TABLE tally", "TABLE metric_directions",
+                                  "INDEX run_metrics_curve", "TABLE summarised"])
+def test_a_part_of_the_index_that_was_dropped_is_made_anew_for_the_next_request(lab, api, part):
+    path = "/runs?q=svm&sort=metrics.accuracy"
+    before = api("GET", path)[2]
     lab.conn.execute(f"DROP {part}")
-    lab.conn.close()
-    for _ in range(2):                            # the reader at hand, then a new one
-        status, _, answer = api("GET", "/runs?q=svm&sort=metrics.accuracy")
-    ailab.open_lab(lab.db_path).close()
-    assert api("GET", "/runs?q=svm")[2] == before != []
+    assert api("GET", path)[::2] == (200, before) and before != []
+    assert api("PATCH", PATH.format(run_id=lab.ids["svm_01"]), {"note": "again"})[0] == 200
+    assert lab.conn.execute("SELECT 1 FROM sqlite_master WHERE name = ?",
+                            (part.split()[1],)).fetchone() == (1,)
+
+
+def test_an_index_that_was_emptied_is_made_anew(lab, api):
+    before = api("GET", "/runs")[2]
+    lab.conn.execute("DELETE FROM summarised")
+    assert api("GET", "/runs")[::2] == (200, before)
+    insert_run(lab.conn, run_id="later")
+    insert_points(lab.conn, "later", [(1, "loss", 0.5)])
+    assert api("GET", "/runs/later")[2]["final_metrics"] == {"loss": 0.5}
+
+
+@pytest.mark.parametrize("tables", [["runs"], ["run_metrics"], ["runs", "run_metrics"]])
+def test_a_lab_whose_tables_were_dropped_takes_new_runs(lab, api, tables):
+    assert len(api("GET", "/runs")[2]) == 12
+    for name in tables:
+        lab.conn.execute(f"DROP TABLE {name}")
+    assert api("GET", "/runs")[0] == api("GET", "/lab")[0] == 200
+    sent = api("POST", SEND, journal_lines(n_points=3), LINES)
+    assert (sent[0], sent[2]["status"]) == (200, "running")
+    assert api("GET", "/runs/job-1")[2]["final_metrics"] == {"loss": 1 / 3}
+    assert len(api("GET", "/runs")[2]) == (1 if "runs" in tables else 13)
+
+
+def test_a_column_that_was_dropped_comes_back_empty(lab, api):
+    assert api("GET", "/runs")[0] == 200
+    lab.conn.execute("ALTER TABLE runs DROP COLUMN received_from")
+    assert api("GET", f"/runs/{lab.ids['svm_01']}")[2]["received_from"] is None
+
+
+def test_a_store_written_over_in_place_is_a_503_until_it_is_good_again(lab, api, refused):
+    assert api("PATCH", PATH.format(run_id=lab.ids["svm_01"]), {"note": "kept"})[0] == 200
+    lab.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with open(lab.db_path, "r+b") as file:
+        good = file.read()
+        file.seek(0)
+        file.write(b"no database " * 400)
+        file.flush()
+        for _ in range(2):
+            refused(503, "GET", "/runs")
+            refused(503, "PATCH", PATH, {"note": "lost?"})
+        file.seek(0)
+        file.write(good)
+    assert api("GET", f"/runs/{lab.ids['svm_01']}")[2]["note"] == "kept"
+    assert api("PATCH", PATH.format(run_id=lab.ids["svm_01"]), {"note": "new"})[0] == 200
+
+
+def test_a_store_that_an_older_version_left_is_migrated_under_the_server(lab, api):
+    assert api("GET", "/runs")[0] == 200
+    lab.conn.execute("ALTER TABLE runs DROP COLUMN received_from")
+    lab.conn.execute("PRAGMA user_version = 1")
+    assert len(api("GET", "/runs")[2]) == 12
+    assert lab.conn.execute("PRAGMA user_version").fetchone() == (lab_logger.SCHEMA_VERSION,)
 
 
 def test_a_store_that_a_newer_version_migrated_is_a_503_until_it_is_back(lab, api, refused):
     assert api("GET", "/runs")[0] == 200
     lab.conn.execute("PRAGMA user_version = 99")
-    assert "newer" in refused(503, "GET", "/runs")
-    assert "99" in refused(503, "GET", "/runs")
+    for method, path, body in (("GET", "/runs", None), ("PATCH", PATH, {"note": "lost?"}),
+                               ("DELETE", "/runs/{run_id}", None)):
+        assert "99" in refused(503, method, path, body)
+    assert lab.conn.execute("SELECT count(*) FROM runs WHERE note = 'lost?' OR deleted_at "
+                            "IS NOT NULL").fetchone() == (0,)
     lab.conn.execute(f"PRAGMA user_version = {lab_logger.SCHEMA_VERSION}")
     assert api("GET", "/runs")[0] == 200
 

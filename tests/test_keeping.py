@@ -9,6 +9,7 @@ import sqlite3
 import stat
 
 import pytest
+from conftest import insert_run
 from processes import train
 
 import ailab
@@ -90,6 +91,55 @@ def test_lab_with_the_tables_of_the_spec_alone_is_taken_in(tmp_path, other):
     assert old.read_bytes() == before
 
 
+def test_run_that_was_logged_here_is_completed_by_no_import(lab, tmp_path):
+    run_id, out = lab.ids["killed"], tmp_path / "more.jsonl"
+    run_cli("export", "-o", out)
+    lines = out.read_text("utf-8").splitlines()
+    at = next(n for n, line in enumerate(lines) if f'"run_id":"{run_id}"' in line)
+    lines[at:at + 1] = [lines[at].replace('"killed"', '"finished"'),
+                        '{"points":[[9,9,"accuracy",1.0,null]]}']
+    out.write_text("\n".join(lines), "utf-8")
+    assert run_cli("import", out) == 0
+    got = ailab.get_run(lab.conn, run_id)
+    assert (got["status"], got["final_metrics"]["accuracy"]) == ("killed", 0.6)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "db"])
+def test_rows_of_plain_sql_with_odd_values_go_out_and_come_in(lab, tmp_path, other, kind, capsys):
+    lab.conn.execute("INSERT INTO runs (run_id, note, params_json, timestamp) VALUES "
+                     "('odd', CAST(x'ff41' AS TEXT), 'no json', x'00ff'), (NULL, 'nameless', 1, 2)")
+    lab.conn.execute("INSERT INTO run_metrics (run_id, epoch, metric_name, metric_value, step) "
+                     "VALUES ('odd', 'first', 'm', 'high', x'01'), ('odd', 2, NULL, x'00', 3),"
+                     " ('odd', 1, 'm', -9e999, NULL), (NULL, 1, 'm', 1, 1)")
+    out = tmp_path / f"odd.{kind}"
+    assert run_cli("export", "-o", out) == 0
+    for told in ("13 runs taken in, 0 were there", "0 runs taken in, 13 were there"):
+        assert run_cli("import", out, "--db", other) == 0
+        assert told in capsys.readouterr().err
+    conn = ailab.open_lab(other)
+    got = ailab.get_run(conn, "odd")
+    assert (got["params"], got["final_metrics"]) == ({}, {"m": "-Infinity"})
+    conn.close()
+
+
+def test_trash_goes_along_where_it_is_asked_for_and_stays_trash(lab, tmp_path, other, capsys):
+    ailab.delete_run(lab.conn, lab.ids["lr_01"])
+    ailab.delete_run(lab.conn, lab.ids["lr_001"])
+    run_cli("purge", lab.ids["lr_001"], "--yes")
+    out = tmp_path / "all.jsonl"
+    run_cli("export", "-o", out)
+    assert lab.ids["lr_01"] not in out.read_text("utf-8")
+    run_cli("export", "-o", out, "--trash")
+    assert run_cli("import", out, "--db", other) == 0
+    assert "11 runs taken in" in capsys.readouterr().err
+    conn = ailab.open_lab(other)
+    assert [run["run_id"] for run in ailab.trash(conn)] == [lab.ids["lr_01"]]
+    assert ailab.count_runs(conn, ailab.RunQuery()) == 10
+    ailab.restore_run(conn, lab.ids["lr_01"])
+    assert ailab.get_run(conn, lab.ids["lr_01"])["final_metrics"]["f1"] == 0.94
+    conn.close()
+
+
 @pytest.mark.parametrize(("text", "told"), [
     ("", "is empty"), ("{}\n", "line 1"), ("nonsense", "line 1"), ("[]\n", "line 1"),
     ('HEAD{"run": {}}', "line 2"), ('HEAD{"run": {"run_id": 5}}', "line 2"),
@@ -128,6 +178,18 @@ def test_csv_has_a_row_for_each_run_that_the_filter_keeps(lab, capsys):
     assert rows[0]["params.learning_rate"] == str(runs[0]["params"]["learning_rate"])
 
 
+@pytest.mark.parametrize("note", ["=1+1", "+1 better", "-cmd|' /C calc'!A0", "@SUM(A1)", "\t=1"])
+def test_csv_starts_no_formula_of_a_strangers_note(lab, capsys, note):
+    ailab.set_note(lab.conn, lab.ids["lr_01"], note)
+    lab.conn.execute("UPDATE runs SET params_json = '{\"a\": -1, \"b\": \"-1e-3\"}', "
+                     "final_metrics_json = '{\"m\": \"-Infinity\"}' WHERE run_id = ?",
+                     (lab.ids["lr_01"],))
+    assert run_cli("export", "-o", "-", "--format", "csv", "--note-substring", note.strip()) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert row["note"] == "'" + note
+    assert (row["params.a"], row["params.b"], row["metrics.m"]) == ("-1", "-1e-3", "-Infinity")
+
+
 def test_export_that_fails_leaves_the_older_file_and_no_other(lab, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out" / "runs.jsonl"
     out.parent.mkdir()
@@ -142,8 +204,20 @@ def test_export_that_fails_leaves_the_older_file_and_no_other(lab, tmp_path, mon
     assert out.read_text() == "older" and os.listdir(out.parent) == ["runs.jsonl"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+@pytest.mark.parametrize("end", ["-wal", "-shm", "-journal", "/", ".fifo"])
+def test_export_puts_its_file_in_the_place_of_files_only_and_of_none_of_the_labs(lab, capsys, end):
+    out = os.path.dirname(lab.db_path) if end == "/" else lab.db_path + end
+    if end == ".fifo":
+        os.mkfifo(out)
+    before = os.path.exists(out) and os.stat(out).st_ino
+    assert run_cli("export", "--format", "jsonl", "-o", out) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert (os.path.exists(out) and os.stat(out).st_ino) == before
+
+
 @pytest.mark.parametrize("arguments", [
-    ["-o", "x.txt"], ["-o", "-"], ["-o", "-", "--format", "db"],
+    ["-o", "x.csv", "--trash"], ["-o", "x.txt"], ["-o", "-"], ["-o", "-", "--format", "db"],
     ["-o", "x.db", "--status", "failed"]])
 def test_export_that_cannot_be_is_refused_as_usage(lab, capsys, arguments):
     assert run_cli("export", *arguments) == 2
@@ -167,7 +241,11 @@ def test_copy_of_the_database_is_whole_while_a_run_logs(db_path, tmp_path):
         lab_logger.log(epoch=1, loss=0.5)
         assert run_cli("export", "-o", tmp_path / "copy.db") == 0
         lab_logger.log(epoch=2, loss=0.25)
-    with contextlib.closing(sqlite3.connect(tmp_path / "copy.db")) as conn:
+    assert [path.name for path in tmp_path.glob("*copy*")] == ["copy.db"]
+    os.chmod(tmp_path / "copy.db", 0o400)
+    with contextlib.closing(sqlite3.connect(f"file:{tmp_path}/copy.db?immutable=1",
+                                            uri=True)) as conn:
+        assert conn.execute("PRAGMA journal_mode").fetchone() == ("delete",)
         assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert conn.execute("SELECT run_id FROM runs").fetchall() == [(run.run_id,)]
 
@@ -230,6 +308,48 @@ def test_purge_says_what_would_go_and_takes_it_with_yes_alone(lab, capsys):
     assert run_cli("purge", "--yes") == 0 and "0 runs" in capsys.readouterr().err
 
 
+def test_purge_leaves_no_word_of_the_run_in_any_file_of_the_lab(lab, tmp_path):
+    word = b"xylophonic"
+    params = json.dumps({"phrase": word.decode(), "nested": {"list": [word.decode()] * 99}})
+    lab.conn.execute("UPDATE runs SET params_json = ?, note = ?, git_diff = ? WHERE run_id = ?",
+                     (params, word.decode(), word.decode() * 5_000, lab.ids["lr_01"]))
+    lab.conn.execute("UPDATE run_metrics SET metric_name = ? WHERE run_id = ?",
+                     (word.decode(), lab.ids["lr_01"]))
+    ailab.take_in(lab.conn, lab.db_path)
+    lab.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    ailab.delete_run(lab.conn, lab.ids["lr_01"])
+
+    def holders():
+        return [path.name for path in tmp_path.glob("lab.db*")
+                if path.is_file() and word in path.read_bytes().lower()]
+    assert holders()
+    assert run_cli("purge", "--yes") == 0
+    assert holders() == []
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_journal_of_a_purged_run_that_is_found_again_brings_nothing_back(
+        db_path, is_resumed):
+    kept = {}
+    with contextlib.ExitStack() as stack:
+        for _ in range(1 + is_resumed):
+            with lab_logger.start_run("again", run_id="job-1") as run:
+                lab_logger.log(epoch=1, loss=0.5)
+                kept[run.path] = stack.enter_context(open(run.path, "rb"))
+        kept = {path: journal.read() for path, journal in kept.items()}      # gone by their names
+    conn = ailab.open_lab(db_path)
+    ailab.delete_run(conn, "job-1")
+    assert run_cli("purge", "--yes") == 0
+    for path, lines in kept.items():
+        with open(path, "wb") as journal:
+            journal.write(lines)
+    ailab.take_in(conn, db_path)
+    assert conn.execute("SELECT count(*) FROM run_metrics").fetchone() == (0,)
+    assert ailab.trash(conn) == ailab.list_runs(conn, ailab.RunQuery(), limit=9) == []
+    assert [path for path in kept if os.path.exists(path)] == []
+    conn.close()
+
+
 def test_run_that_is_not_in_the_trash_is_not_purged(lab, capsys):
     assert run_cli("purge", lab.ids["lr_01"], "--yes") == 1
     assert "in the trash" in capsys.readouterr().err
@@ -289,8 +409,37 @@ def test_check_finds_orphans_a_wrong_tally_and_a_damaged_journal(lab, capsys):
         lab.conn.execute("UPDATE tally SET n_runs = n_runs + 1 WHERE kind = 'run'")
         assert run_cli("doctor", "--check") == 1
         out = capsys.readouterr().out
-    assert "1 points of runs that are not in the lab" in out
+    assert "fail  1 points of runs that are not in the lab" in out
     assert "was wrong, and is made anew" in out and "1 damaged lines" in out
     conn = ailab.open_lab(lab.db_path)
     assert ailab.count_runs(conn, ailab.RunQuery()) == len(lab.runs) + 1
     conn.close()
+
+
+def test_check_finds_journals_that_cannot_be_read_or_have_another_offset(lab, capsys):
+    folder = lab.db_path + ".journals"
+    os.mkdir(folder)
+    (journal := "job-1.jsonl")
+    for name, text in ((journal, '{"v": 2, "t": 1, "set": {"status": "running"}}\n'),
+                       ("a.b.c.jsonl", "{}\n"), ("deep.jsonl", "[" * 100_000 + "\n")):
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+            file.write(text)
+    insert_run(lab.conn, run_id="job-1", status="running", journal_offset=500)
+    assert run_cli("doctor", "--check", "--json") == 1
+    told = [line for line in json.loads(capsys.readouterr().out) if line["level"] == "fail"]
+    for name, words in ((journal, "500 of them in the lab, which is no end of a line"),
+                        ("a.b.c.jsonl", "cannot be read"), ("deep.jsonl", "1 damaged lines")):
+        assert [line for line in told if name in line["text"] and words in line["text"]], name
+
+
+def test_check_of_a_torn_lab_is_a_sentence_and_the_other_checks_go_on(lab, capsys):
+    lab.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    lab.conn.close()
+    size = os.path.getsize(lab.db_path)
+    with open(lab.db_path, "r+b") as file:
+        file.seek(4096 * 5)
+        file.write(b"\xa5" * (size - 4096 * 8))
+    assert run_cli("doctor", "--check") == 1
+    out, err = capsys.readouterr()
+    assert "fail" in out and "port" in out
+    assert "Traceback" not in err

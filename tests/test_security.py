@@ -12,8 +12,10 @@ import urllib.parse
 
 import pytest
 from conftest import LINES, journal_lines
+from processes import wait_until
 
 import ailab
+import lab_logger
 
 FOREIGN_HOSTS = [
     "evil.example", "evil.example:{port}", "localhost.evil.example", "127.0.0.1.evil.example",
@@ -482,6 +484,23 @@ def test_a_fresh_store_made_by_the_server_is_private(db_path, api):
     assert stat.S_IMODE(os.stat(db_path).st_mode) == 0o600
 
 
+def test_store_log_and_journals_are_the_users_alone_whatever_the_umask(db_path, tmp_path):
+    before = os.umask(0)
+    try:
+        conn = ailab.open_lab(db_path)
+        with lab_logger.start_run():
+            lab_logger.log(loss=1)
+            conn.execute("UPDATE runs SET note = 'x'")
+            made = [path for path in tmp_path.rglob("lab.db*") if path.is_file()]
+            made += tmp_path.rglob("*.jsonl")
+            assert {path.name.partition(".db")[2] for path in made} >= {"", "-wal", "-shm"}
+            assert [path for path in made if stat.S_IMODE(path.stat().st_mode) != 0o600] == []
+            assert [path for path in made if path.suffix == ".jsonl"]
+        conn.close()
+    finally:
+        os.umask(before)
+
+
 # --- Headers ------------------------------------------------------------------------------
 
 def test_the_dashboard_allows_its_own_scripts_only_and_no_frame(api):
@@ -747,7 +766,40 @@ def test_request_that_drips_is_ended_after_its_time(server, monkeypatch, start):
                 pass
         ended.set()
         dripping.join()
-    assert not server.reading
+    wait_until(lambda: not server.reading)
+
+
+def test_200_half_open_and_dripping_connections_leave_a_request_its_second(server, api):
+    starts = [b"", b"GET /runs HT", b"GET /runs HTTP/1.1\r\nHost: 127.0", b"POST /agent/query "
+              b"HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10000\r\n\r\n{"]
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(
+            ("127.0.0.1", server.server_port), timeout=10)) for _ in range(200)]
+        for number, client in enumerate(clients):
+            client.sendall(starts[number % 4])
+        for _ in range(3):
+            for client in clients:
+                client.sendall(b"x")
+            before = time.monotonic()
+            assert api("GET", "/health")[0] == api("GET", "/runs")[0] == 200
+            assert time.monotonic() - before < 1              # the promise itself: P28
+
+
+@pytest.mark.parametrize("path", ["/static/app.js", "/openapi.json", "/runs/{}/artifacts/0"])
+def test_client_that_never_reads_its_answers_gives_its_thread_back(
+        lab, server, monkeypatch, tmp_path, path):
+    (tmp_path / "work" / "model.bin").write_bytes(bytes(20 << 20))
+    lab.conn.execute("UPDATE runs SET cwd = ?, artifacts_json = '[\"model.bin\"]'",
+                     (str(tmp_path / "work"),))
+    monkeypatch.setattr(ailab.Handler, "timeout", 0.3)
+    server.slots = threading.BoundedSemaphore(1)
+    request = f"GET {path.format(lab.ids['svm_01'])} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as client:
+        client.setblocking(False)
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            for _ in range(5_000):
+                client.sendall(request)
+        assert server.slots.acquire(timeout=30)   # while the client holds its end open
 
 
 def test_answer_that_takes_long_is_not_ended_with_slow_requests(server, api, monkeypatch):
@@ -790,6 +842,35 @@ def test_unix_socket_serves_its_user_alone_and_goes_with_its_server(lab, tmp_pat
     serving.shutdown()
     serving.server_close()
     assert not os.path.exists("lab.sock")
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
+def test_socket_of_a_server_that_took_its_place_stays_when_the_first_one_ends(lab, tmp_path,
+                                                                             monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = ailab.make_server(lab.db_path, socket_path="lab.sock")
+    os.unlink("lab.sock")
+    second = ailab.make_server(lab.db_path, socket_path="lab.sock")
+    first.server_close()
+    assert os.path.exists("lab.sock")
+    second.server_close()
+    assert not os.path.exists("lab.sock")
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
+def test_socket_asks_for_a_token_where_one_is_set(lab, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    serving = ailab.make_server(lab.db_path, socket_path="lab.sock", token="s3cret-token")
+    threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
+    got = []
+    for headers in ({}, {"Authorization": "Bearer s3cret-token"}):
+        client = SocketClient("lab.sock")
+        client.request("GET", "/runs", headers=headers)
+        got.append(client.getresponse().status)
+        client.close()
+    serving.shutdown()
+    serving.server_close()
+    assert got == [401, 200]
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
