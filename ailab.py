@@ -73,6 +73,7 @@ WHERE_S = 1.5                            # an answer with `where` is given up af
 WIDE = 1_000                             # runs that make a set too large to be made for a page
 MAX_NAMES = 1_000                        # of the lab looked through for one like a mistyped name
 
+MAX_NESTED = 100                         # levels of JSON that are shown
 MAX_BODY_BYTES = 1 << 20                 # of a request
 MAX_LINES, MAX_LINES_BYTES = 200_000, 16_000_000  # of a journal in one request, packed or not
 MAX_URL_BYTES = 1 << 13                  # of a request line
@@ -1098,12 +1099,25 @@ def page_statements(query: RunQuery, is_narrow: bool = False) -> tuple[str, str,
 
 
 def load_json(text: str | None, default: Any) -> Any:
-    """Parse a JSON column: `default` for NULL, invalid text or another kind than `default`'s."""
+    """Parse a JSON column: `default` for NULL, invalid text or another kind than `default`'s.
+
+    So it is for text nested deeper than MAX_NESTED, which clients could not parse.
+    """
     try:
         value = json.loads(text) if text else default
     except (ValueError, RecursionError):
         return default
+    if text and text.count("{") + text.count("[") > MAX_NESTED and _is_deep(value):
+        return default
     return value if isinstance(value, type(default)) else default
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_NESTED):
+        level = [item for held in level if isinstance(held, (dict, list))
+                 for item in (held.values() if isinstance(held, dict) else held)]
+    return bool(level)
 
 
 def direction(metric_name: str) -> str:
@@ -2114,7 +2128,7 @@ def open_artifact(conn: sqlite3.Connection, run_id: str, index: str, db_path: st
     cwd, text, sender = conn.execute("SELECT cwd, artifacts_json, received_from FROM runs "
                                      "WHERE run_id = ?", (run_id,)).fetchone()
     paths = [] if sender else [str(path) for path in load_json(text, [])]
-    refusal = NotFound(f"the run has no artifact {index[:9]} to download: it is missing, "
+    refusal = NotFound(f"the run has no artifact {index[:9]!r} to download: it is missing, "
                        "or lies outside the run's working directory and AILAB_ARTIFACT_ROOTS")
     if not re.fullmatch(r"\d{1,6}", index, re.ASCII) or int(index) >= len(paths):
         raise refusal

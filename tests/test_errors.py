@@ -123,6 +123,138 @@ def test_odd_queries_get_an_answer_or_a_sentence(lab, api, query):
     assert status == 200 or (400 <= status < 500 and is_one_sentence(answer["detail"]))
 
 
+# --- Every parameter and every body of the route table ----------------------------------------
+
+LONG = "9" * 2_000
+WRONG = {                                         # by kind: what no parameter of it accepts
+    "text": [""],
+    "integer": ["", "ten", "1.0", "1e3", " 5", "5 ", "0x10", "1_0", "\u0663", "NaN", "null", LONG],
+    "number": ["", "high", "nan", "NaN", "inf", "-Infinity", "1e999", "0x1", "1_0", "1,5", LONG],
+    "time": ["", "yesterday", "2026-02-30", "2026-13-01", "2026-11-24T25:00", "0000-00-00", LONG],
+    "choice": ["", "up", "NaN", LONG], "sort": ["", "colour", "metrics.", "params", "NaN", LONG],
+    "where": ["", "1", "(", "metrics.", "status", "NaN", "(" * 500, "not " * 500, LONG,
+              "x = '" + "y" * 5_000],
+    "journal": ["", "..", "a/b", "a.b", "a" * 65, "\u00e9", "a\n", "a\0", LONG]}
+NEEDED = {"metric_name": "accuracy", "ids": ["54e5f6a7-0006", "32c3d4e5"], "journal": "job-1",
+          "offset": "0"}
+PARAMETERS = [(route, param) for route in ailab.ROUTES for param in route.params]
+
+
+def wrong_queries(route, param):
+    """Queries that are good but for one parameter."""
+    good = [(other.name, NEEDED[other.name]) for other in route.params
+            if other.min_times or (other.name, param.name[:7]) == ("metric_name", "metric_")]
+    others = [pair for pair in good if pair[0] != param.name]
+    wrong = list(WRONG[param.kind])
+    if param.kind == "integer":
+        wrong += [str(param.least - 1), str(param.most + 1)]
+    if param.kind == "choice":
+        wrong += [param.choices[0].upper(), param.choices[0] + "\0", param.choices[0] + " "]
+    values = [[*NEEDED["ids"][:param.min_times - 1], text] for text in wrong]
+    some = "accuracy" if param.kind in ("text", "sort") else "5"
+    values += [[some] * (param.max_times + 1)] + [[]] * (param.min_times > 0)
+    for texts in values:
+        yield urllib.parse.urlencode([*others, *((param.name, text) for text in texts)], True)
+
+
+@pytest.mark.parametrize("route, param", PARAMETERS,
+                         ids=[f"{route.method} {route.path} {param.name}"
+                              for route, param in PARAMETERS])
+def test_a_wrong_value_of_any_parameter_is_refused_by_its_name(refused, lab, route, param):
+    path = route.path.format(run_id=lab.ids["svm_01"])
+    body = journal_lines() if route.body is bytes else None
+    before = lab.conn.execute("PRAGMA data_version").fetchone()
+    for query in wrong_queries(route, param):
+        assert param.name in refused(422, route.method, f"{path}?{query}", body, LINES)
+    for raw in (f"{param.name}=%ff%fe", f"{param.name}=%ed%a0%80", f"%ff{param.name}=1"):
+        assert "UTF-8" in refused(422, route.method, f"{path}?{raw}", body, LINES)
+    assert lab.conn.execute("PRAGMA data_version").fetchone() == before
+
+
+@pytest.mark.parametrize("route", ailab.ROUTES, ids=lambda route: f"{route.method} {route.path}")
+def test_a_route_is_given_parameters_of_its_own_only(refused, lab, route):
+    body = {bytes: journal_lines(), None: None}.get(route.body, b'{"note": null, "query": "x"}')
+    headers = {"Content-Type": ailab.content_type_of(route.body)}
+    path = route.path.format(run_id=lab.ids["svm_01"], index="0", path="app.js")
+    wanted = 422 if route.body in (None, bytes) else (422, 400)
+    before = lab.conn.execute("PRAGMA data_version").fetchone()
+    sentence = refused(wanted, route.method, path + "?colour=red", body, headers)
+    if wanted == 422:
+        assert "'colour'" in sentence
+    assert lab.conn.execute("PRAGMA data_version").fetchone() == before
+
+
+ODD_PARTS = ["%ff%fe", "%ed%a0%80", "%00", "a" * 3_000, "%2e%2e", "..", ".", "-1", "NaN", "%20",
+             "%0d%0aX:%20y", "'%20OR%201=1--", "%F0%9F%9A%80", "1e9", "9" * 400, "%252e", "[]"]
+
+
+@pytest.mark.parametrize("route", [route for route in ailab.ROUTES if "{" in route.path],
+                         ids=lambda route: f"{route.method} {route.path}")
+def test_an_odd_part_of_a_path_is_refused(refused, lab, route):
+    body = b'{"note": "x"}' if route.body else None
+    before = lab.conn.execute("PRAGMA data_version").fetchone()
+    for part in ODD_PARTS:
+        for given in ({"run_id": part, "index": "0"}, {"run_id": lab.ids["svm_01"], "index": part}):
+            path = route.path.format(**given, path=part)
+            if "{index}" in route.path or given["run_id"] == part:
+                refused((400, 404), route.method, path, body, JSON)
+    assert lab.conn.execute("PRAGMA data_version").fetchone() == before
+
+
+WRONG_JSON = [5, -1.5, True, 10 ** 400, [], ["x"], {}, {"a": 1}, "\ud800"]
+GOOD_JSON = {"note": "x", "query": "How many runs?", "metric_name": "accuracy",
+             "direction": "minimize"}
+
+
+def wrong_bodies(model):
+    """JSON texts that are no object of the model: (what is wrong, the text, statuses)."""
+    good = {name: GOOD_JSON[name] for name in model.model_fields}
+    for name in good:
+        for value in WRONG_JSON:
+            yield name, json.dumps({**good, name: value}).encode(), 422
+        for token in ("NaN", "Infinity", "-Infinity", "1e999"):
+            yield name, json.dumps({**good, name: 0}).replace(" 0", f" {token}").encode(), 422
+        yield name, json.dumps({**good, name: "x" * 600_000}).encode(), (404, 422)
+        for deep in (b"[" * 900 + b"]" * 900, b'{"a":' * 900 + b"1" + b"}" * 900, b"[" * 50_000):
+            yield "", json.dumps({**good, name: 0}).encode().replace(b" 0", b" " + deep), (400, 422)
+    yield "colour", json.dumps({**good, "colour": 1}).encode(), 422
+    yield next(iter(good)), b"{}", 422
+    for text in (b"", b" ", b"null", b"true", b"5", b'"x"', b"[]", b"NaN", b"[" * 100_000, b"{" * 9,
+                 b"\xff\xfe", b"\xef\xbb\xbf{}", json.dumps(good).encode("utf-16"), b"\0",
+                 json.dumps(good).encode()[:-1], json.dumps(good).encode() * 2):
+        yield "", text, (400, 422)
+    yield "bytes", b"[" + b"1," * (1 << 19) + b"1]", 413
+
+
+@pytest.mark.parametrize("route", [route for route in ailab.ROUTES if route.body not in
+                                   (None, bytes)], ids=lambda route: f"{route.method} {route.path}")
+def test_a_wrong_body_of_any_route_is_refused(refused, lab, route):
+    path, before = route.path.format(run_id=lab.ids["svm_01"]), lab.conn.execute(
+        "PRAGMA data_version").fetchone()
+    for word, body, status in wrong_bodies(route.body):
+        assert word in refused(status, route.method, path, body, JSON)
+    for kind in ("", "text/plain", "application/x-ndjson", "text/json", "multipart/form-data"):
+        assert "application/json" in refused(415, route.method, path, b"{}", {"Content-Type": kind})
+    assert lab.conn.execute("PRAGMA data_version").fetchone() == before
+
+
+def test_lines_nested_deep_are_served_or_refused_and_break_no_answer(lab, api):
+    for depth in (99, 101, 400, *range(900, 1_000, 9), 5_000):
+        deep = '{"a":' * depth + "1" + "}" * depth
+        lines = journal_lines(n_points=1).replace(
+            b'"status"', f'"params_json": {json.dumps(deep)}, "status"'.encode())
+        run = f"deep-run-{depth}"
+        assert api("POST", f"/ingest?journal={run}&offset=0", lines, LINES)[0] in (200, 422)
+        insert_run(lab.conn, run_id=run + "-sql", params_json=deep, artifacts_json="[" * depth,
+                   resumptions_json=deep, final_metrics_json=deep)
+        for path in ("/runs", f"/runs/{run}", f"/runs/{run}-sql", f"/curves?ids={run}", "/lab",
+                     f"/runs/compare?ids={run}-sql&ids=32c3d4e5", "/runs?sort=params.a"):
+            status, _, answer = api("GET", path)
+            assert status in (200, 404), (depth, path, answer)
+    assert json.loads('{"a":' * 99 + "1" + "}" * 99) == api("GET", "/runs/deep-run-99")[2]["params"]
+    assert api("GET", "/runs/deep-run-101-sql")[2]["params"] == {}
+
+
 # --- Bodies -----------------------------------------------------------------------------
 
 JSON = {"Content-Type": "application/json"}
