@@ -1277,7 +1277,8 @@ CREATE TABLE run_text (              -- one row per run, with what full-text sea
     {" TEXT, ".join(_NAMES)} TEXT,   -- under which the run is tallied
     text TEXT NOT NULL
 );;
-CREATE VIRTUAL TABLE run_search USING fts5(text, content='run_text', content_rowid='key');;
+CREATE VIRTUAL TABLE run_search USING fts5(
+    text, content='run_text', content_rowid='key', prefix='1 2');;
 CREATE TRIGGER run_text_insert AFTER INSERT ON run_text BEGIN
     INSERT INTO run_search (rowid, text) VALUES (NEW.key, NEW.text);
     {_tally("+", "NEW", "run", *_NAMES)} END;;
