@@ -70,6 +70,7 @@ MAX_COUNTED_VALUES = 1_000               # different values of one param
 MIN_PREFIX = 6                           # characters of a run id that may stand for it
 MAX_WHERE, MAX_TERMS, MAX_DEPTH = 4_000, 200, 20  # characters, operands, brackets in brackets
 WHERE_S = 1.5                            # an answer with `where` is given up after this
+PROGRESS_OPS = 20_000                    # of SQLite between two looks at the clock
 WIDE = 1_000                             # runs that make a set too large to be made for a page
 MAX_NAMES = 1_000                        # of the lab looked through for one like a mistyped name
 
@@ -1507,7 +1508,7 @@ def flatten(tree: dict, prefix: str = "") -> dict:
     return flat
 
 
-_PURGED = "deleted_at IS NOT NULL AND end_reason IS 'purged'"    # for good, but for its id
+_PURGED = "ifnull(deleted_at LIKE 'purged%', 0)"    # for good, but for its id and offsets
 
 
 def resolve(conn: sqlite3.Connection, run_id: str, *, is_trash: bool = False) -> str:
@@ -1595,7 +1596,7 @@ def _bounded(conn: sqlite3.Connection, query: RunQuery) -> Iterator[None]:
         return
     # Of work: a cold disk is no fault of the expression.
     query.until = query.until or time.thread_time() + WHERE_S
-    conn.set_progress_handler(lambda: time.thread_time() > query.until, 20_000)
+    conn.set_progress_handler(lambda: time.thread_time() > query.until, PROGRESS_OPS)
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -2182,8 +2183,9 @@ def trash(conn: sqlite3.Connection) -> list[dict]:
 def purge_run(conn: sqlite3.Connection, db_path: str, run_id: str) -> int:
     """Remove a run of the trash for good; gives how many points it had. No file is touched.
 
-    Its id and how much of its journal was taken in stay, so that what a logger on another machine
-    sends once more does not bring it back. Raises: NotFound, Ambiguous; LabError while it is alive.
+    Its id, start and state stay, and how much of its journal was taken in, so that nothing that a
+    logger on another machine sends brings it back.
+    Raises: NotFound, Ambiguous; LabError while it is alive.
     """
     with lab_logger.transaction(conn):
         run_id = resolve(conn, run_id, is_trash=True)
@@ -2194,16 +2196,14 @@ def purge_run(conn: sqlite3.Connection, db_path: str, run_id: str) -> int:
         offsets = {part: {"offset": told.get("offset", 0)} for part, told in parts_of(conn.execute(
             "SELECT resumptions_json FROM runs WHERE run_id = ?", (run_id,)).fetchone()[0])}
         gone = [name for name in lab_logger.RUN_COLUMNS if name not in (
-            "run_id", "timestamp", "status", "journal_offset", "deleted_at", "end_reason",
-            "resumptions_json")]
-        conn.execute("UPDATE runs SET end_reason = 'purged', resumptions_json = ?, "
+            "run_id", "timestamp", "status", "journal_offset", "deleted_at", "resumptions_json")]
+        conn.execute("UPDATE runs SET deleted_at = 'purged ' || deleted_at, resumptions_json = ?, "
                      f"{' = NULL, '.join(gone)} = NULL WHERE run_id = ?",
                      (json.dumps(offsets) if offsets else None, run_id))
         refresh(conn)
     for journal in lab_logger.pending(db_path):          # kept since it could not be taken in
         if journal["run_id"] == run_id:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(journal["path"])
+            lab_logger._remove(journal["path"])
     return n_points
 
 
@@ -2311,9 +2311,8 @@ def _of_database(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
         for row in conn.execute(f"SELECT {', '.join(columns)} FROM runs WHERE {_NAMED} "
                                 "ORDER BY rowid"):
             run = dict(zip(columns, row, strict=True))
-            if run.get("end_reason") != "purged":
-                yield run, conn.execute(f"SELECT {point} FROM run_metrics WHERE run_id = ? "
-                                        "ORDER BY id", (run["run_id"],))
+            yield run, conn.execute(f"SELECT {point} FROM run_metrics WHERE run_id = ? "
+                                    "ORDER BY id", (run["run_id"],))
 
 
 def _of_lines(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
@@ -2332,6 +2331,8 @@ def _of_lines(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
                                    for name in lab_logger.RUN_COLUMNS if name in line["run"]}, []
                     if not isinstance(run.get("run_id"), str):
                         raise ValueError("a run without a run_id")
+                elif number > 1 and run is None:
+                    raise ValueError("points before the first run")
                 elif number > 1:
                     points += [(_scalar(epoch), _scalar(step), _scalar(name),
                                 float(value) if value in _INFINITE else _scalar(value), _scalar(at))
@@ -2348,6 +2349,8 @@ def _of_lines(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
 
 def _scalar(value: Any) -> Any:
     """Give what a column can hold as it is; raise ValueError for all else."""
+    if isinstance(value, str):
+        value.encode()                   # UnicodeEncodeError is one: a lone surrogate
     if not isinstance(value, (str, int, float, type(None))) or (
             isinstance(value, int) and not FIRST_ID <= value <= LAST_ID):
         raise ValueError(f"{str(value)[:40]} in place of a number or text")
@@ -2361,9 +2364,12 @@ def import_run(conn: sqlite3.Connection, run: dict, points: Iterator[tuple]) -> 
     """
     run["received_from"] = run.get("received_from") or run.get("hostname") or "an import"
     with lab_logger.transaction(conn):
-        conn.execute(f"DELETE FROM runs WHERE run_id = ? AND {_PURGED}", (run["run_id"],))
-        if conn.execute("SELECT 1 FROM runs WHERE run_id = ?", (run["run_id"],)).fetchone():
+        here = conn.execute(f"SELECT {_PURGED}, journal_offset FROM runs WHERE run_id = ?",
+                            (run["run_id"],)).fetchone() or (1, 0)
+        if not here[0]:
             return False
+        run["journal_offset"] = here[1]          # of journals that came to this lab
+        conn.execute("DELETE FROM runs WHERE run_id = ?", (run["run_id"],))
         conn.execute(f"INSERT INTO runs ({', '.join(run)}) VALUES ({', '.join('?' * len(run))})",
                      list(run.values()))
         conn.executemany(f"INSERT INTO run_metrics (run_id, {', '.join(_POINT)}) "
@@ -2479,7 +2485,7 @@ class Store:
                   lab_logger.transaction(conn)):
                 refresh(conn)
             version = reader.conn.execute("PRAGMA data_version").fetchone()[0]
-        reader.version = version
+        reader.version = 0 if is_stale(reader.conn) else version     # 0: it is tried again
         return True
 
     def kept(self, asked: tuple, state: Any, make: Callable[[], Reply]) -> Reply:
@@ -2963,7 +2969,7 @@ class Handler(BaseHTTPRequestHandler):
             body = self.read_body(MAX_LINES_BYTES if route.body is bytes else MAX_BODY_BYTES)
         self.server.reading.pop(self, None)
         parsed = self.parse_body(route.body, body) if route.body else None
-        given = given_to(method, path, tuple(pairs))
+        given = {**given_to(method, path, tuple(pairs))}     # which is every thread's
 
         def make(conn: sqlite3.Connection | None) -> Reply:
             made = route.endpoint(Request(self.server, conn, given, parsed, pairs,
@@ -3682,6 +3688,7 @@ def cmd_export(args: argparse.Namespace) -> int:
                     copy.execute("PRAGMA journal_mode = DELETE")     # one file, wherever it lies
                 return 0
             file = stack.enter_context(open(part, "w", encoding="utf-8", newline=""))
+        query.until = INF                # Ctrl-C is at hand
         conn.execute("BEGIN")            # all of one moment, while logging goes on
         if kind == "csv":
             csv.writer(file).writerows(export_rows(conn, query))
@@ -3701,6 +3708,8 @@ def cmd_import(args: argparse.Namespace) -> int:
         take_in(conn, args.db)
         try:
             for run, points in imported(args.file):
+                if str(run.get("deleted_at")).startswith("purged"):
+                    continue
                 is_alive = run.get("status") == "running"        # here it would stay half a run
                 is_new = not is_alive and import_run(conn, run, points)
                 n_alive, n_new = n_alive + is_alive, n_new + is_new
@@ -3962,7 +3971,7 @@ def check_whole(db_path: str) -> Found:
                 conn.execute("DROP TABLE tally")
                 open_lab(db_path, timeout_s=WRITE_WAIT_S).close()
             yield is_exact or None, "the index for reading " + (
-                "is exact" if is_exact else "was wrong, and is made anew")
+                "counts as many runs" if is_exact else "was wrong, and is made anew")
             yield from (check_journal(conn, found["path"]) for found in lab_logger.pending(db_path))
     except (sqlite3.Error, StoreError) as error:
         yield False, f"the lab at {db_path!r} cannot be read whole ({error})"

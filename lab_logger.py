@@ -342,18 +342,21 @@ def _output(command: list[str], deadline: float = math.inf) -> bytes:
     import subprocess
     with contextlib.suppress(OSError, ValueError), subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}) as program:
-        wait_s = max(0.0, min(deadline - time.monotonic(), CAPTURE_WAIT_S))
-        timer = threading.Timer(wait_s, program.kill)
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"},
+            start_new_session=True) as program:
+        def end() -> None:                        # it, and what it has started
+            with contextlib.suppress(OSError):
+                os.killpg(program.pid, 9) if hasattr(os, "killpg") else program.kill()
+        timer = threading.Timer(max(0.0, min(deadline - time.monotonic(), CAPTURE_WAIT_S)), end)
         timer.start()
-        assert program.stdout is not None
-        found = program.stdout.read(MAX_OUTPUT_BYTES)     # a diff may have gigabytes
-        is_cut = len(found) == MAX_OUTPUT_BYTES
-        if is_cut:
-            program.kill()
-        is_good = not program.wait()
-        timer.cancel()
-        return found if is_good or is_cut else b""
+        try:                                      # a diff may have gigabytes
+            found = program.stdout.read(MAX_OUTPUT_BYTES) if program.stdout else b""
+            is_cut = len(found) == MAX_OUTPUT_BYTES
+            if is_cut:
+                end()
+            return found if not program.wait() or is_cut else b""
+        finally:
+            timer.cancel()
     return b""
 
 
@@ -824,11 +827,11 @@ def _apply(conn, run_id: str, part: str, lines: bytes, end: int, received_from: 
     records = _parse([line for line in lines.splitlines() if line], run_id)
     if status is None and "v" not in (records or [{}])[0]:
         raise ValueError("it does not begin as a journal does")
-    if part and part not in parts and deleted_at:
-        raise ValueError(f"run {run_id} is in the trash: `ailab.py restore` brings it back")
-    if part and part not in parts and status == "running":
-        _refuse_second(conn, run_id, records[0], parts)
+    if part and part not in parts and (deleted_at or status == "running"):
+        _refuse_second(conn, run_id, records[0], parts, deleted_at)
     columns, artifacts, rows = _fold(records, run_id, part, parts, begun, ahead_s)
+    if str(deleted_at).startswith("purged"):      # its lines are passed over
+        columns, artifacts, rows, status = {}, [], [], "finished"
     is_newest = part == max(parts, key=lambda name: parts[name].get("at", ""), default="")
     if is_newest and status == "killed":          # more from a run once taken for dead: it lives
         columns = {"status": "running", "ended_at": None, "duration_s": None, "end_reason": None,
@@ -841,7 +844,7 @@ def _apply(conn, run_id: str, part: str, lines: bytes, end: int, received_from: 
         columns["received_from"] = received_from
     conn.executemany("INSERT INTO run_metrics (run_id, metric_name, metric_value, epoch, step, "
                      "timestamp) VALUES (?, ?, ?, ?, ?, ?)", rows)
-    if not is_newest:
+    if rows and not is_newest:
         _move_behind(conn, run_id, part, parts)
     if parts:
         _keep_newest(conn, run_id, part, parts, rows)
@@ -854,6 +857,11 @@ def _apply(conn, run_id: str, part: str, lines: bytes, end: int, received_from: 
                  f"VALUES (?{', ?' * len(columns)}) ON CONFLICT (run_id) DO UPDATE SET "
                  + ", ".join(f"{name} = excluded.{name}" for name in columns),
                  (run_id, *columns.values()))
+
+
+def _gone(deleted_at: object) -> str:
+    return ("was purged: give another run_id" if str(deleted_at).startswith("purged")
+            else "is in the trash: `ailab.py restore` brings it back")
 
 
 def _move_behind(conn, run_id: str, part: str, parts: dict) -> None:
@@ -869,8 +877,10 @@ def _move_behind(conn, run_id: str, part: str, parts: dict) -> None:
     conn.execute("DELETE FROM run_metrics WHERE run_id = ? AND timestamp >= ? AND id <= ?", newer)
 
 
-def _refuse_second(conn, run_id: str, head: dict, parts: dict) -> None:
-    """Raise ValueError for a part of a run that a living process has resumed at the same time."""
+def _refuse_second(conn, run_id: str, head: dict, parts: dict, deleted_at: str | None) -> None:
+    """Raise ValueError for a part of a run in the trash, or one that a living process resumed."""
+    if deleted_at:
+        raise ValueError(f"run {run_id} {_gone(deleted_at)}")
     hostname, pid, *signs = conn.execute(
         "SELECT hostname, pid, process_key, heartbeat_at FROM runs WHERE run_id = ?",
         (run_id,)).fetchone()
@@ -938,8 +948,11 @@ def _call(url: str, timeout_s: float, body: bytes | None = None) -> dict:
         except Exception as error:  # noqa: BLE001  raised again below
             found.append((None, error))
     thread = threading.Thread(target=ask, name="lab_logger", daemon=True)
-    thread.start()
-    thread.join(timeout_s)
+    try:
+        thread.start()
+        thread.join(timeout_s)
+    except RuntimeError:                          # at the interpreter's end none can be started
+        ask()
     if not found:
         raise StoreError("timed out: it has not answered")
     answer, error = found[0]
@@ -1368,7 +1381,7 @@ class Run:
                     "SELECT deleted_at, status, hostname, pid, process_key, heartbeat_at, ifnull("
                     f"duration_s, {LASTED_S}) FROM runs WHERE run_id = ?", (run_id,)).fetchone()
                 if deleted_at:
-                    raise ValueError("it is in the trash: `ailab.py restore` brings it back")
+                    raise ValueError(f"it {_gone(deleted_at)}")
                 self._check_dead(*state)
                 conn.execute("UPDATE runs SET status = 'running', hostname = ?, pid = ?, "
                              "process_key = ?, heartbeat_at = ? WHERE run_id = ?",

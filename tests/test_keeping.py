@@ -15,17 +15,19 @@ from processes import train
 import ailab
 import lab_logger
 
+OTHERWISE = ("id", "received_from", "journal_offset")     # in the lab that took a row in
+
 
 def run_cli(*arguments):
     return ailab.main(list(map(str, arguments)))
 
 
 def table(path, name):
-    """All rows of a table, without the ids of points and where a run came from."""
+    """All rows of a table, without what another lab has otherwise."""
     with contextlib.closing(sqlite3.connect(path)) as conn:
         conn.row_factory = sqlite3.Row
         rows = [dict(row) for row in conn.execute(f"SELECT * FROM {name} ORDER BY 1")]
-    return sorted(({key: value for key, value in row.items() if key not in ("id", "received_from")}
+    return sorted(({key: value for key, value in row.items() if key not in OTHERWISE}
                    for row in rows), key=lambda row: row["run_id"])
 
 
@@ -148,7 +150,9 @@ def test_trash_goes_along_where_it_is_asked_for_and_stays_trash(lab, tmp_path, o
     ('HEAD{"run": {"run_id": "a"}}\n{"points": [[1, 2]]}', "line 3"),
     ('HEAD{"run": {"run_id": "a"}}\n{"points": [[1, 2, "m", {}, null]]}', "line 3"),
     ('HEAD{"run": {"run_id": "a"}}\n{"points": [[[], 2, "m", 1, null]]}', "line 3"),
-    ("HEAD" + "[" * 100_000, "line 2")], ids=range(13))
+    ('HEAD{"points": [[1, 2, "m", 1, null]]}', "line 2"),
+    ('HEAD{"run": {"run_id": "a", "note": "\\ud800"}}', "line 2"),
+    ("HEAD" + "[" * 100_000, "line 2")], ids=range(15))
 def test_file_that_is_no_export_is_refused_with_its_line(tmp_path, other, capsys, text, told):
     path = tmp_path / "bad.jsonl"
     path.write_text(text.replace("HEAD", ailab.encode(ailab._EXPORT).decode() + "\n"))
@@ -188,6 +192,15 @@ def test_csv_starts_no_formula_of_a_strangers_note(lab, capsys, note):
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert row["note"] == "'" + note
     assert (row["params.a"], row["params.b"], row["metrics.m"]) == ("-1", "-1e-3", "-Infinity")
+
+
+def test_export_with_where_takes_what_time_it_needs(lab, monkeypatch, capsys):
+    monkeypatch.setattr(ailab, "WHERE_S", -1.0)
+    monkeypatch.setattr(ailab, "PROGRESS_OPS", 1)
+    assert run_cli("runs", "--where", "metrics.accuracy > 0") == 1
+    assert "where takes longer" in capsys.readouterr().err
+    assert run_cli("export", "-o", "-", "--format", "csv", "--where", "metrics.accuracy > 0") == 0
+    assert len(capsys.readouterr().out.splitlines()) > 2
 
 
 def test_export_that_fails_leaves_the_older_file_and_no_other(lab, tmp_path, monkeypatch, capsys):
@@ -386,6 +399,26 @@ def test_purged_run_does_not_come_back_with_its_journal_but_with_an_import(lab, 
     assert ailab.get_run(lab.conn, run.run_id)["final_metrics"] == {"loss": 0.5}
 
 
+def test_purged_run_takes_no_line_that_comes_later(lab):
+    def lines(*records):
+        return b"".join(ailab.encode(record) + b"\n" for record in records)
+    head = lines({"v": 2, "t": 1.0, "set": {"timestamp": "2026-11-24T00:00:00.000000Z",
+                                            "status": "running"}}, {"t": 2.0, "m": {"loss": 1}})
+    more = lines({"t": 3.0, "m": {"loss": 0.5}}, {"t": 4.0, "set": {"note": "back", "status":
+                                                                    "finished"}})
+    lab_logger.take_lines(lab.conn, "silent", 0, head, "far")
+    lab.conn.execute("UPDATE runs SET status = 'killed' WHERE run_id = 'silent'")
+    ailab.delete_run(lab.conn, "silent")
+    ailab.purge_run(lab.conn, lab.db_path, "silent")
+    held, status = lab_logger.take_lines(lab.conn, "silent", len(head), more, "far")
+    assert (held, status) == (len(head + more), "killed")
+    assert ailab.trash(lab.conn) == []
+    assert "silent" not in [row["run_id"] for row in table(lab.db_path, "run_metrics")]
+    assert lab.conn.execute("SELECT note FROM runs WHERE run_id = 'silent'").fetchone() == (None,)
+    with pytest.raises(ValueError, match="was purged: give another run_id"):
+        lab_logger.take_lines(lab.conn, "silent.0123abcd", 0, head, "far")
+
+
 def test_purge_as_json_names_what_went(lab, capsys):
     ailab.delete_run(lab.conn, lab.ids["lr_01"])
     assert run_cli("purge", "--yes", "--json") == 0
@@ -397,7 +430,7 @@ def test_purge_as_json_names_what_went(lab, capsys):
 def test_check_of_a_good_lab_finds_nothing(lab, capsys):
     assert run_cli("doctor", "--check") == 0
     out = capsys.readouterr().out
-    assert "integrity of the file: ok" in out and "the index for reading is exact" in out
+    assert "integrity of the file: ok" in out and "the index for reading counts as many runs" in out
 
 
 def test_check_finds_orphans_a_wrong_tally_and_a_damaged_journal(lab, capsys):

@@ -977,6 +977,14 @@ def test_diff_without_end_is_cut_and_its_program_ended(tmp_path, db_path, monkey
     assert "[cut by lab_logger after" in found["git_diff"]
 
 
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="this system has no process groups")
+@pytest.mark.timeout(30)
+def test_program_whose_child_hangs_is_ended_with_it():
+    code = ("import subprocess, sys; subprocess.run([sys.executable, '-c', "
+            "'import time; time.sleep(1000)'])")
+    assert lab_logger._output([sys.executable, "-c", code], time.monotonic() + 1) == b""
+
+
 @pytest.mark.timeout(30)
 def test_program_that_prints_and_hangs_is_ended_at_the_deadline():
     code = "import time; print('x', flush=True); time.sleep(1000)"

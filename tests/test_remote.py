@@ -550,6 +550,23 @@ def test_run_whose_id_begins_anothers_is_not_taken_for_it(server, begin):
         "job-1234567", "job-123456", "job-12345678", "job-12345"}
 
 
+def test_all_is_sent_where_no_thread_can_be_started_any_more(server, begin):
+    server.start()
+    body = TRAIN.replace("print(train() is RESULT)", """
+import threading
+def refuse(self):
+    raise RuntimeError("can't create new thread at interpreter shutdown")
+result = train()
+threading.Thread.start = refuse
+run = lab_logger.start_run("late")
+run.log(loss=1)
+print(result is RESULT)""")
+    training = begin(body)
+    training.log(3)
+    assert training.end() == []
+    assert losses(server) == [("finished", logged(3)), ("finished", [(None, 1.0)])]
+
+
 def test_what_a_killed_process_left_here_is_sent_before_its_run_goes_on(server, begin):
     first = begin(RESUME, AILAB_RUN_ID="job-1")
     first.log(5)
