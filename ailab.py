@@ -3254,10 +3254,10 @@ class LabServer(ThreadingHTTPServer):
 
     def store_problem(self, error: Exception) -> LabError:
         """Turn what the store says into a 503, which names no folder."""
-        text = str(error)
-        if isinstance(error, sqlite3.Error):
-            why = ("is busy: try again in a moment" if "locked" in text or "busy" in text else
-                   f"cannot be used ({text}): `ailab doctor` says more")
+        text, cause = str(error), error.__cause__ if isinstance(error, StoreError) else error
+        if isinstance(cause, sqlite3.Error):
+            why = ("is busy: try again in a moment" if re.search("locked|busy", str(cause)) else
+                   f"cannot be used ({cause}): `ailab doctor` says more")
             text = f"the lab at {self.store.path!r} {why}"
         return LabError(text.replace(self.store.path, os.path.basename(self.store.path)), 503)
 

@@ -12,6 +12,7 @@ import urllib.request
 
 import pytest
 from conftest import ROOT, insert_points, insert_run, started
+from processes import free_port, wait_until
 
 import ailab
 import lab_logger
@@ -424,6 +425,81 @@ def test_serve_with_a_token_of_its_own_making_prints_it_in_the_address(served):
     assert len(fetch(address + "/runs", Authorization=f"Bearer {token}")) == 12
     with pytest.raises(urllib.error.HTTPError, match="401"):
         fetch(address + "/runs")
+
+
+def test_serve_quietly_prints_a_token_of_its_own_making_and_else_nothing(served, lab):
+    _, said, process = served("serve", "--port", "0", "--token", "--quiet")
+    assert "?token=" in said
+    process.send_signal(signal.SIGTERM)
+    port = free_port()
+    quiet = start("serve", "--port", str(port), "--quiet")
+    wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+    quiet.send_signal(signal.SIGTERM)
+    assert quiet.communicate(timeout=20) == ("", "")
+
+
+def test_serve_beyond_this_machine_asks_for_a_token_and_prints_it(lab):
+    process = start("serve", "--host", "0.0.0.0", "--port", "0", "--quiet")
+    said = "".join(next(process.stderr) for _ in range(3))
+    address, token = re.search(r"(http://127\.0\.0\.1:\d+)/\?token=([\w-]{20,}) \(bound",
+                               said).groups()
+    try:
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            fetch(address + "/health")
+        assert fetch(address + "/health", Authorization=f"Bearer {token}")["status"] == "ok"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
+def test_serve_on_a_socket_prints_how_to_reach_it_opens_no_port_and_takes_it_along(lab, tmp_path):
+    path = tmp_path / "s"
+    process = start("serve", "--socket", str(path), AILAB_HOST="0.0.0.0", AILAB_PORT="1")
+    said = "".join(next(process.stderr) for _ in range(3))
+    assert f"ssh -L 8000:{path} HOST" in said and "token" not in said
+    if os.path.exists("/proc/self/net/tcp"):
+        with open(f"/proc/{process.pid}/net/tcp", encoding="ascii") as table:
+            listening = {line.split()[9] for line in table if line.split()[3] == "0A"}
+        held = {os.readlink(f"/proc/{process.pid}/fd/{fd}")
+                for fd in os.listdir(f"/proc/{process.pid}/fd")}
+        assert not {f"socket:[{inode}]" for inode in listening} & held
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost:8000\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=20) == ("", "") and process.returncode == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("more", [["--port", "8001"], ["--host", "127.0.0.1"]])
+def test_serve_on_a_socket_and_a_port_is_wrong_usage(cli, tmp_path, more):
+    code, _, err = cli("serve", "--socket", str(tmp_path / "s"), *more)
+    assert code == 2 and "--socket opens no port" in err
+
+
+def test_serve_without_unix_sockets_says_so(cli, tmp_path, monkeypatch):
+    monkeypatch.delattr(socket, "AF_UNIX", raising=False)
+    code, _, err = cli("serve", "--socket", str(tmp_path / "s"))
+    assert (code, err) == (1, "ailab: this system has no Unix sockets: leave --socket out\n")
+
+
+def test_serve_verbosely_logs_one_escaped_line_a_request_without_the_token(served):
+    address, _, process = served("serve", "--port", "0", "--verbose", "--token", "s3cret-token")
+    host, port = address[7:].split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        client.sendall(b"GET /runs?token=s3cret-token&q=\x1b[31mred\xff\r\n"
+                       b"GET /runs?token=s3cret-token HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 400")
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        client.sendall(b"GET /runs?token=s3cret-token HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 303")
+    process.send_signal(signal.SIGTERM)
+    lines = process.communicate(timeout=20)[1].splitlines()
+    assert [re.sub(r"\[.*?Z\]|\d+$", "", line) for line in lines] == [
+        "127.0.0.1  GET /runs?token=***&q=\\x1b[31mred\\xff 400 ",
+        "127.0.0.1  GET /runs?token=*** HTTP/1.1 303 "]
 
 
 def test_demo_of_a_lab_that_has_runs_serves_it_at_once_with_three_questions(served):

@@ -635,6 +635,21 @@ def test_a_store_that_another_program_writes_is_read_all_the_same(lab, api):
         writer.close()
 
 
+def test_a_store_with_a_rollback_journal_that_is_locked_is_busy_and_then_read_again(
+        lab, api, server, refused, monkeypatch):
+    lab.conn.execute("PRAGMA journal_mode = DELETE")
+    monkeypatch.setattr(ailab, "READ_WAIT_S", 0.1)
+    monkeypatch.setattr(ailab, "WRITE_WAIT_S", 0.1)
+    monkeypatch.setattr(lab_logger, "network_filesystem", lambda *_: "nfs")
+    assert api("GET", "/runs")[0] == 200
+    server.store.close()
+    lab.conn.execute("BEGIN EXCLUSIVE")
+    for method, path, body in (("GET", "/runs", None), ("PATCH", PATH, {"note": "lost?"})):
+        assert "busy: try again" in refused(503, method, path, body)
+    lab.conn.execute("ROLLBACK")
+    assert len(api("GET", "/runs")[2]) == 12
+
+
 def test_a_note_while_the_store_is_locked_is_saved_or_refused_but_never_falsely_confirmed(
         lab, api, server, monkeypatch):
     monkeypatch.setattr(server.store, "write", functools.partial(server.store.write, wait_s=0.3))

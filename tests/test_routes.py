@@ -548,7 +548,7 @@ def test_openapi_is_valid(document):
 
 @schemathesis.serializer("application/x-ndjson")
 def as_lines(_, value):
-    return value.encode() if isinstance(value, str) else bytes(value)
+    return value.encode() if isinstance(value, str) else json.dumps(value).encode()
 
 
 PROMISES = [getattr(schemathesis.checks, name) for name in (

@@ -769,6 +769,35 @@ def test_request_that_drips_is_ended_after_its_time(server, monkeypatch, start):
     wait_until(lambda: not server.reading)
 
 
+def test_server_that_ends_answers_what_it_was_asked_and_waits_for_no_writer(
+        lab, db_path, monkeypatch):
+    serving = ailab.make_server(db_path)
+    threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
+    is_asked, is_held, is_over = (threading.Event() for _ in range(3))
+
+    def answer_late(conn):
+        is_asked.set()
+        return {"n_runs": is_over.wait(0.2) or 7}
+    monkeypatch.setattr(ailab, "lab_overview", answer_late)
+
+    def hold():
+        with serving.store.write():               # as one who takes a large journal in
+            is_held.set()
+            is_over.wait(60)
+    writer = threading.Thread(target=hold)
+    writer.start()
+    assert is_held.wait(10)
+    with socket.create_connection(("127.0.0.1", serving.server_port), timeout=10) as client:
+        client.sendall(b"GET /lab HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert is_asked.wait(10)
+        serving.shutdown()
+        serving.server_close()                    # comes back though the writer is at work
+        assert b'"n_runs":7' in client.recv(4096)
+    is_over.set()
+    writer.join(10)
+    serving.store.close()
+
+
 def test_200_half_open_and_dripping_connections_leave_a_request_its_second(server, api):
     starts = [b"", b"GET /runs HT", b"GET /runs HTTP/1.1\r\nHost: 127.0", b"POST /agent/query "
               b"HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10000\r\n\r\n{"]
