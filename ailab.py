@@ -607,7 +607,7 @@ class RunQuery:
 
     def needs(self, leaf: str) -> bool:
         """Tell whether a run has to meet this leaf: nothing else stands beside it in an `or`."""
-        return leaf in self.where or " OR " not in "".join(self.where).replace(leaf, "")
+        return self.expression is None or leaf not in self.expression.optional
 
     def leaves(self) -> list[str]:
         """List the conditions in it that an index answers."""
@@ -723,6 +723,7 @@ class Where:
         self.way, self.depth, self.n_terms, self.place = way, 0, 0, 0
         self.bound: dict[str, Any] = {}
         self.leaves: list[str] = []
+        self.optional: set[str] = set()                  # those of them beside others in an `or`
         self.names: list[tuple[str, str, int]] = []      # metrics or params, name, column
         self.tokens = list(_where_tokens(text))
         found = self.either(False)
@@ -765,14 +766,16 @@ class Where:
         return self.chain("and", " OR " if is_not else " AND ", self.negated, is_not)
 
     def chain(self, word: str, glue: str, part: Callable[[bool], Term], is_not: bool) -> Term:
-        found = [part(is_not)]
+        n_leaves, found = len(self.leaves), [part(is_not)]
         while self.take(word):
             found.append(part(is_not))
-        for term in found if len(found) > 1 else ():
+        if len(found) == 1:
+            return found[0]
+        self.optional.update(self.leaves[n_leaves:] if glue == " OR " else ())
+        for term in found:
             if term.kind != "condition":
                 raise BadQuery(f"{word} joins comparisons (x>1), not {_A_KIND[term.kind]}", term.at)
-        return found[0] if len(found) == 1 else found[0]._replace(
-            sql=f"({glue.join(term.sql for term in found)})")
+        return found[0]._replace(sql=f"({glue.join(term.sql for term in found)})")
 
     def negated(self, is_not: bool) -> Term:
         before = self.place
@@ -808,6 +811,7 @@ class Where:
                     raise self.expected("in or like")
         if not tests:
             return first
+        self.optional.update(tests if is_not and len(tests) > 1 else ())
         glue = " OR " if is_not else " AND "             # of a < b < c
         return Term("condition", f"({glue.join(tests)})", first.at)
 
@@ -863,8 +867,7 @@ class Where:
             frame, test = self.test(left, "!=" if is_not else "=", item)
             tests.append(test)
             if self.take(close):
-                glue = " AND " if is_not else " or "     # lower case: of one leaf, see needs()
-                return self.framed(frame, f"({glue.join(tests)})")
+                return self.framed(frame, f"({(' AND ' if is_not else ' OR ').join(tests)})")
             if not self.take(","):
                 raise self.expected(f"a comma or {close}")
 
@@ -1072,8 +1075,7 @@ def page_statements(query: RunQuery, is_narrow: bool = False) -> tuple[str, str,
     query.bound["sort_name"] = name
     columns = ", ".join(f"r.{column}" for column in (*SUMMARY_COLUMNS, "params_json"))
     if kind in ("metrics", "params"):
-        table, key = {"metrics": ("metric_summary", "metric_name"),
-                      "params": ("run_params", "param_name")}[kind]
+        table, key = NAMED[kind]
         low, high = (":metric_min", ":metric_max") if query.is_joined else ("-9e999", "9e999")
         has = f"BETWEEN {low} AND {high}" if kind == "metrics" else "IS NOT NULL"   # NaN is NULL
         value = value_of(query.by, name, query.way) if kind == "metrics" else "value"
@@ -1818,8 +1820,8 @@ def run_metrics(conn: sqlite3.Connection, run_ids: list[str], given: dict[str, A
         "p.run_id = s.run_id AND p.metric_name = s.metric_name) FROM metric_summary s "
         f"WHERE run_id IN ({', '.join('?' * len(ids))}) AND n_points > 0 ORDER BY metric_name",
         ids)}
-    is_counted = (given["from"] is given["to"] is None and not given["since"]
-                  and given["x"] != "time" and not is_stale(conn))
+    is_whole = given["from"] is given["to"] is None
+    is_counted = is_whole and not given["since"] and given["x"] != "time" and not is_stale(conn)
     curves = []
     for run_id in ids:
         for name in dict.fromkeys(given["names"] or [
@@ -1827,12 +1829,11 @@ def run_metrics(conn: sqlite3.Connection, run_ids: list[str], given: dict[str, A
                 if owner == run_id and not name.startswith("system/")]):
             bound = {"run_id": run_id, "name": name}
             select = _points_statement(conn, given, bound)
-            n_logged, cursor = logged.get((run_id, name), (0, 0))
-            n_points = n_logged
+            n_logged, cursor = n_points, _ = logged.get((run_id, name), (0, 0))
             if not is_counted:
                 n_points, cursor = conn.execute(select.format("count(*), max(id)"),
                                                 bound).fetchone()
-            before = n_logged - n_points if given["from"] is given["to"] is None else 0
+            before = n_logged - n_points if is_whole else 0
             curves.append({"run_id": run_id, "metric_name": name, "n_points": n_points,
                            "cursor": cursor or given["since"], **_buckets(
                                conn, select, bound, n_points, max(0, before), given["max_points"])})
@@ -2262,7 +2263,7 @@ def export_lines(conn: sqlite3.Connection, query: RunQuery) -> Iterator[str]:
 
 def export_rows(conn: sqlite3.Connection, query: RunQuery) -> Iterator[list]:
     """Write runs as rows for CSV, heads first: columns, then params.NAME, then metrics.NAME."""
-    pages = range(0, count_runs(conn, query), MAX_LIMIT)
+    pages = range(0, count_runs(conn, query), MAX_LIMIT)     # read twice: held is one at a time
     names: dict[str, set[str]] = {"params": set(), "metrics": set()}
     for offset in pages:
         for run in list_runs(conn, query, limit=MAX_LIMIT, offset=offset):
@@ -2665,11 +2666,8 @@ class Route(NamedTuple):
     params: tuple[Param, ...] = ()
     body: Any = None                     # model of a JSON body, or bytes: journal lines
     needs: str = "read"                  # of the store: read, write, or nothing
+    # What the answer depends on, to keep it for; None: files, too, decide it.
     state: Callable[[Connection, dict], Any] = lambda reader, given: (reader, reader.version)
-
-
-def state_of_files(reader: Connection, given: dict[str, Any]) -> None:
-    """Give None: files, too, decide the answer."""
 
 
 def state_of_curves(reader: Connection, given: dict[str, Any]) -> Any:
@@ -2699,7 +2697,7 @@ ROUTES = (
     Route("GET", "/runs/compare", "Put 2 to 20 runs side by side",
           lambda r: compare_runs(r.conn, r.given["ids"], r.given["by"]), RunComparison, COMPARED),
     Route("GET", "/runs/{run_id}", "One run, whole",
-          lambda r: get_run(r.conn, r.given["run_id"]), RunDetail, state=state_of_files),
+          lambda r: get_run(r.conn, r.given["run_id"]), RunDetail, state=lambda *_: None),
     Route("DELETE", "/runs/{run_id}", "Move a run to the trash",
           lambda r: delete_run(r.conn, r.given["run_id"]), Deleted, needs="write"),
     Route("GET", "/runs/{run_id}/metrics", "Curves of a run",
@@ -2709,7 +2707,7 @@ ROUTES = (
           lambda r: set_note(r.conn, r.given["run_id"], r.body.note), RunDetail, (), NoteUpdate,
           needs="write"),
     Route("GET", "/runs/{run_id}/artifacts/{index}", "Download a recorded file", artifact,
-          state=state_of_files),
+          state=lambda *_: None),
     Route("GET", "/curves", "Curves of several runs",
           lambda r: run_metrics(r.conn, r.given["ids"], r.given), Curves, CURVE_RUNS + WINDOW,
           state=state_of_curves),

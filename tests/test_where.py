@@ -553,3 +553,14 @@ def test_no_text_of_a_request_is_in_the_sql():
 def test_long_arithmetic_is_answered(lab, api, text):
     status, _, found = api("GET", "/runs?" + urllib.parse.urlencode({"where": text}))
     assert status == 200 and found
+
+
+@pytest.mark.parametrize(("text", "n_optional", "n_leaves"), [
+    ("metrics.f1 > 1 and params.a in [1, 2] and model_name in ['x', 'y']", 0, 2),
+    ("metrics.f1 > 1 or params.a < 1", 2, 2), ("not (metrics.f1 > 1 and params.a < 1)", 2, 2),
+    ("not (metrics.f1 > 1 or params.a < 1)", 0, 2), ("not 0 < metrics.f1 < 1", 2, 2),
+    ("0 < metrics.f1 < 1", 0, 2), ("metrics.f1 > 1 and (params.a < 1 or params.b < 1)", 2, 3)])
+def test_where_knows_which_conditions_every_run_has_to_meet(text, n_optional, n_leaves):
+    found = ailab.Where(text, ailab.direction)
+    assert (len(found.optional), len(found.leaves)) == (n_optional, n_leaves)
+    assert found.optional <= set(found.leaves)
