@@ -66,7 +66,7 @@ class Chart {
     [this.xTicks, this.yTicks, this.brush] = ["lab-xticks", "lab-yticks", "lab-brush"].map(layer);
     this.plot = el("div", { class: "lab-plot", tabindex: "0", role: "slider", "aria-label": `Position in ${title}`,
       "aria-valuenow": "0", on: this.listeners() }, this.canvas, this.xTicks, this.yTicks, this.brush);
-    this.caption = el("figcaption");
+    this.caption = el("figcaption", {}, el("b", {}, title));
     this.readout = el("table", { class: "lab-readout" });
     this.figure = el("figure", { class: "lab-chart", data: { chart: name, key: `chart-${name}`, keep: "yes" } },
       this.caption, this.plot, el("div", { class: "lab-readbox", tabindex: "0", role: "group",
