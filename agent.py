@@ -1981,7 +1981,7 @@ class Plan:
     def listing(self) -> Planned:
         """Runs that match, newest first, with what the question asks to see."""
         q, rows = self.q, (yield from self._rows())
-        recent = q.end in ("new", "old")
+        recent = {"new": "latest run", "old": "oldest run"}.get(q.end)
         if q.asks(_RESUMED):
             looked = (yield from self._detailed(rows, bool))[:MAX_CALLS]
             self.remarks += [f"I looked at the newest {len(looked)} of {plural(len(rows))}."] * (
@@ -1998,7 +1998,7 @@ class Plan:
             shown = (yield from self._detailed(shown, bool))[:MAX_CALLS]
         cut = f" (the first {len(shown)})" * (len(rows) > len(shown))
         head = f"{plural(len(rows))}{self._scope()}{cut}:" if not recent else \
-            f"The {len(shown)} {'latest' if q.end == 'new' else 'oldest'} runs{self._scope()}:"
+            f"The {plural(len(shown), recent)}{self._scope()}:"
         text = "\n".join([head, *(self._line(run, column) for run in shown)])
         return Reply("recent_runs" if recent else "list_runs", text, [run.run_id for run in shown])
 

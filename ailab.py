@@ -28,6 +28,7 @@ import contextlib
 import functools
 import hmac
 import io
+import itertools
 import json
 import math
 import os
@@ -141,6 +142,11 @@ class BadQuery(LabError):
     def __init__(self, detail: str, column: int | None = None) -> None:
         super().__init__(detail if column is None else f"where, column {column}: {detail}")
         self.column = column
+
+
+def plural(n: int, noun: str = "run") -> str:
+    """Write a count with its noun: "1 run", "1,150 runs"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 # --- Models -------------------------------------------------------------------
@@ -561,7 +567,8 @@ def parse_time(text: str, is_end: bool = False) -> str | None:
 
 
 # By way of the trash, which is small and has an index, so that a count reads an index alone.
-_VISIBLE = "rowid NOT IN (SELECT rowid FROM runs WHERE deleted_at IS NOT NULL)"
+_VISIBLE = ("rowid NOT IN (SELECT rowid FROM runs WHERE deleted_at IS NOT NULL UNION ALL "
+            "SELECT rowid FROM runs WHERE run_id IS NULL)")    # which plain SQL may leave out
 
 
 @dataclass
@@ -1961,7 +1968,8 @@ def compare_runs(conn: sqlite3.Connection, run_ids: list[str], by: str = "final"
     """
     ids = list(dict.fromkeys(resolve(conn, run_id) for run_id in run_ids))
     if not 2 <= len(ids) <= MAX_COMPARED:
-        raise BadQuery(f"{len(ids)} different runs are given: give 2 to {MAX_COMPARED} to compare")
+        raise BadQuery(f"{plural(len(ids), 'different run')} given: give 2 to {MAX_COMPARED} to "
+                       "compare")
     details = _details(conn, ids)
     runs = [details[run_id] for run_id in ids]
     params = [flatten(run["params"]) for run in runs]
@@ -2173,6 +2181,20 @@ _POINT = ("epoch", "step", "metric_name", "metric_value", "timestamp")
 _NAMED = "typeof(run_id) = 'text'"               # SQLite lets plain SQL leave it out
 
 
+def _is_json(value: Any, default: Any) -> bool:
+    return load_json(str(value), default) is not default
+
+
+_PROMISED: dict[str, tuple[str, Callable[[Any], Any]]] = {     # of columns of runs: what they hold
+    "status": (f"one of {', '.join(STATUSES)}", STATUSES.__contains__),
+    "duration_s": ("a number", lambda value: isinstance(value, (int, float))),
+    "artifacts_json": ("a JSON list", lambda value: _is_json(value, [])),
+    **dict.fromkeys(("timestamp", "ended_at", "heartbeat_at", "deleted_at"),
+                    ("a time in ISO 8601", lambda value: parse_time(str(value)))),
+    **dict.fromkeys(("resumptions_json", "params_json", "final_metrics_json", "device_info"),
+                    ("a JSON object", lambda value: _is_json(value, {})))}
+
+
 def trash(conn: sqlite3.Connection) -> list[dict]:
     """List what is in the trash as dicts of run_id, timestamp, experiment_name, deleted_at."""
     names = ("run_id", "timestamp", "experiment_name", "deleted_at")
@@ -2317,8 +2339,13 @@ def _of_database(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
 
 
 def _of_lines(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
-    number, run = 0, None
-    points: list[tuple] = []
+    for _, told in itertools.groupby(_told(path), key=lambda block: block[0]):
+        yield next(told)[1], (point for _, points in told for point in points)
+
+
+def _told(path: str) -> Iterator[tuple[int, Any]]:
+    """Read an export by the line: (number of the run in it, the run's columns, then its points)."""
+    number, n_runs, run_id = 0, 0, ""
     try:
         with open(path, "rb") as file:
             for number, text in enumerate(file, 1):
@@ -2326,24 +2353,24 @@ def _of_lines(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
                 if number == 1 and line != _EXPORT:
                     raise ValueError("it does not begin as an export does")
                 if "run" in line:
-                    if run is not None:
-                        yield run, iter(points)
-                    run, points = {name: _scalar(line["run"][name])
-                                   for name in lab_logger.RUN_COLUMNS if name in line["run"]}, []
+                    run = {name: _scalar(line["run"][name])
+                           for name in lab_logger.RUN_COLUMNS if name in line["run"]}
                     if not isinstance(run.get("run_id"), str):
                         raise ValueError("a run without a run_id")
-                elif number > 1 and run is None:
+                    n_runs, run_id = n_runs + 1, run["run_id"]
+                    yield n_runs, run
+                elif number > 1 and not n_runs:
                     raise ValueError("points before the first run")
                 elif number > 1:
-                    points += [(_scalar(epoch), _scalar(step), _scalar(name),
-                                float(value) if value in _INFINITE else _scalar(value), _scalar(at))
-                               for epoch, step, name, value, at in line["points"]]
-        if run is not None:
-            yield run, iter(points)
+                    yield n_runs, [
+                        (_scalar(epoch), _scalar(step), _scalar(name),
+                         float(value) if value in _INFINITE else _scalar(value), _scalar(at))
+                        for epoch, step, name, value, at in line["points"]]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise LabError(f"line {number} of {path!r} is none of an export ({error}): " + (
-            "the runs before it are taken in" if number > 1 else
-            "give JSON lines of `ailab export`, or a lab's database")) from error
+            "give JSON lines of `ailab export`, or a lab's database" if number < 2 else
+            "the runs before it are taken in" + bool(run_id) * (
+                f", but for {run_id!r}, which may be cut short"))) from error
     if not number:
         raise LabError(f"{path!r} is empty")
 
@@ -2363,6 +2390,7 @@ def import_run(conn: sqlite3.Connection, run: dict, points: Iterator[tuple]) -> 
 
     Files that it names are another machine's, as those of a run that came over HTTP.
     """
+    run = {name: value for name, value in run.items() if value is not None}   # for the defaults
     run["received_from"] = run.get("received_from") or run.get("hostname") or "an import"
     with lab_logger.transaction(conn):
         here = conn.execute(f"SELECT {_PURGED}, journal_offset FROM runs WHERE run_id = ?",
@@ -2376,6 +2404,51 @@ def import_run(conn: sqlite3.Connection, run: dict, points: Iterator[tuple]) -> 
         conn.executemany(f"INSERT INTO run_metrics (run_id, {', '.join(_POINT)}) "
                          "VALUES (?, ?, ?, ?, ?, ?)", ((run["run_id"], *row) for row in points))
     return True
+
+
+_COMPARED = {                            # by table of the index: what tells two of a row apart
+    "metric_summary": "*", "run_params": "*", "run_text": f"run_id, {', '.join(_NAMES)}, text",
+    "tally": "kind, name, n_runs"}
+
+
+def index_problems(conn: sqlite3.Connection, path: str) -> list[str]:
+    """Compare the index with one made anew beside the lab: a sentence for each part that is wrong.
+
+    Nothing in the lab is changed, and who logs into it does not wait.
+    """
+    problems = []
+    with contextlib.closing(sqlite3.connect("", isolation_level=None, uri=True)) as new:
+        new.text_factory = conn.text_factory
+        new.execute("ATTACH ? AS lab", (f"file:{quote(os.fsencode(path))}?mode=ro",))
+        new.execute("BEGIN")
+        while is_stale(new):             # of the lab, as long as this has no table of that name
+            new.execute("ROLLBACK")
+            with lab_logger.transaction(conn):
+                refresh(conn)
+            new.execute("BEGIN")
+        lab_logger.MIGRATIONS[0](new)
+        columns = ", ".join(lab_logger.RUN_COLUMNS)
+        new.execute(f"INSERT INTO main.runs ({columns}) SELECT {columns} FROM lab.runs")
+        for statement in _INDEX_SCHEMA.split(";;"):
+            new.execute(statement)
+        new.execute("DROP TABLE main.run_metrics")       # from here on that name is the lab's
+        refresh(new)
+        for table, columns in _COMPARED.items():
+            right, found = (f"SELECT {columns} FROM {schema}.{table}" + (
+                " WHERE n_runs <> 0" if table == "tally" else "") for schema in ("main", "lab"))
+            for words, rows in (("lacks", f"{right} EXCEPT {found}"),
+                                ("has wrongly", f"{found} EXCEPT {right}")):
+                n_rows, first = 0, None
+                for row in new.execute(rows):
+                    n_rows, first = n_rows + 1, first or row
+                if first:
+                    problems.append(f"{table} {words} {plural(n_rows, 'row')}, as of "
+                                    f"{' '.join(map(repr, first[:2])):.100}")
+    try:
+        conn.execute("INSERT INTO run_search (run_search, rank) VALUES ('integrity-check', 1)")
+    except sqlite3.DatabaseError as error:
+        problems.append(f"run_search is not made of run_text ({error})")
+    return problems
 
 
 # --- HTTP ---------------------------------------------------------------------
@@ -3420,7 +3493,7 @@ def print_table(heads: list[str], rows: list[list[Any]]) -> None:
         print("  ".join(painted(text, "1" if at == 0 else COLOURS.get(text.strip()))
                         for text in padded).rstrip())
     if len(widths) < len(heads):
-        print(f"({len(heads) - len(widths)} more columns need a wider terminal)"[:room])
+        print(f"({plural(len(heads) - len(widths), 'column')} more in a wider terminal)"[:room])
 
 
 def read_verb(verb: Callable[[sqlite3.Connection, argparse.Namespace], Iterator[Any]]
@@ -3486,7 +3559,7 @@ def cmd_runs(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any
         lead = ("metric_value", "metric_epoch") if "ranked" in runs[0] else ()
         print_runs([{**run, **dict.fromkeys(lead), **(run.get("ranked") or {})} for run in runs],
                    lead)
-        print(f"{len(runs)} of {count_runs(conn, query)} runs")
+        print(f"{len(runs):,} of {plural(count_runs(conn, query))}")
     elif n_runs := count_runs(conn, RunQuery()):
         print(f"no run matches; the lab has {n_runs}")
     else:
@@ -3525,7 +3598,7 @@ def cmd_show(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any
         for metric in run["metrics"] if not metric["metric_name"].startswith("system/")])
     print("artifacts")
     for file in run["artifact_files"]:
-        size = f"{file['size_bytes']:,} bytes" if file["exists"] else "missing"
+        size = plural(file["size_bytes"], "byte") if file["exists"] else "missing"
         print(f"  {clean(file['path'])} ({size})")
     for line in ["traceback"] * bool(error) + error:
         print(clean(line))
@@ -3651,10 +3724,10 @@ def cmd_purge(args: argparse.Namespace) -> int:
                 [run["run_id"], run["timestamp"], run["experiment_name"], run["deleted_at"]]
                 for run in chosen])
         if not args.yes and chosen:
-            print(f"ailab: {len(chosen)} runs would go for good: give --yes", file=sys.stderr)
+            print(f"ailab: {plural(len(chosen))} would go for good: give --yes", file=sys.stderr)
             return 1
         n_points = sum(purge_run(conn, args.db, run["run_id"]) for run in chosen)
-        print(f"{len(chosen)} runs with {n_points:,} points are gone", file=sys.stderr)
+        print(f"gone for good: {plural(len(chosen))}, {plural(n_points, 'point')}", file=sys.stderr)
         compact(conn)
     return 0
 
@@ -3702,6 +3775,7 @@ def cmd_import(args: argparse.Namespace) -> int:
     if not os.path.isfile(path):
         raise LabError(f"there is no file {args.file!r}")
     n_new = n_held = n_alive = 0
+    odd: dict[str, list[str]] = {}       # by column: what it promises no run to hold, and whose
     with contextlib.closing(open_lab(args.db, timeout_s=WRITE_WAIT_S)) as conn:
         take_in(conn, args.db)
         try:
@@ -3711,6 +3785,9 @@ def cmd_import(args: argparse.Namespace) -> int:
                 is_alive = run.get("status") == "running"        # here it would stay half a run
                 is_new = not is_alive and import_run(conn, run, points)
                 n_alive, n_new = n_alive + is_alive, n_new + is_new
+                for name, (_, is_kept) in _PROMISED.items() if is_new else ():
+                    if run.get(name) is not None and not is_kept(run[name]):
+                        odd.setdefault(name, []).append(f"{run[name]!r:.60} of {run['run_id']!r}")
                 n_held += not is_alive and not is_new
         except sqlite3.Error as error:
             raise LabError(f"taking {args.file!r} into {args.db!r} failed ({error}): `ailab doctor "
@@ -3718,8 +3795,11 @@ def cmd_import(args: argparse.Namespace) -> int:
         finally:
             with contextlib.suppress(sqlite3.Error), lab_logger.transaction(conn):
                 refresh(conn)
-            print(f"{n_new} runs taken in, {n_held} were there" + bool(n_alive) * (
-                f", {n_alive} still run: import them when they have ended"), file=sys.stderr)
+            print(f"{plural(n_new)} taken in, {n_held:,} already there" + bool(n_alive) * (
+                f", {n_alive:,} still running: import again when ended"), file=sys.stderr)
+            for name, found in odd.items():
+                print(f"ailab: {name} is not {_PROMISED[name][0]} in {plural(len(found), 'run')}, "
+                      f"as {found[0]}: taken in as it is", file=sys.stderr)
     return 0
 
 
@@ -3933,15 +4013,15 @@ def check_store(db_path: str) -> Found:
         yield None, f"no lab at {db_path} yet: the first run makes it"
         return
     if waiting:
-        yield True, f"{described(waiting)} were not wholly in the lab"
+        yield True, f"not wholly in the lab until now: {described(waiting)}"
     try:
         with contextlib.closing(open_lab(db_path, timeout_s=WRITE_WAIT_S)) as conn:
             problems = take_in(conn, db_path)
             damage = conn.execute("PRAGMA quick_check(1)").fetchone()[0]
             version = conn.execute("PRAGMA user_version").fetchone()[0]
             yield damage == "ok", (
-                f"lab {db_path}: {count_runs(conn, RunQuery())} runs, schema version {version}, "
-                f"{os.path.getsize(db_path):,} bytes, integrity {damage}")
+                f"lab {db_path}: {plural(count_runs(conn, RunQuery()))}, schema version {version}, "
+                f"{plural(os.path.getsize(db_path), 'byte')}, integrity {damage}")
     except (sqlite3.Error, OSError) as error:
         yield False, f"the lab at {db_path!r} cannot be used ({error})"
     except StoreError as error:
@@ -3949,7 +4029,7 @@ def check_store(db_path: str) -> Found:
     else:
         yield from ((False, problem) for problem in problems)
         left = len(lab_logger.pending(db_path))
-        yield True, (f"{len(waiting) - left} journals of ended runs taken in, "
+        yield True, (f"{plural(len(waiting) - left, 'journal')} of ended runs taken in, "
                      f"{left - len(problems)} still in use")
 
 
@@ -3962,14 +4042,14 @@ def check_whole(db_path: str) -> Found:
             damage = [row[0] for row in conn.execute("PRAGMA integrity_check(10)")]
             yield damage == ["ok"], f"integrity of the file: {'; '.join(damage)}"
             orphans = sum(1 for _ in conn.execute("PRAGMA foreign_key_check"))
-            yield not orphans, f"{orphans:,} points of runs that are not in the lab"
-            counted = conn.execute(f"SELECT count(*) FROM runs WHERE {_VISIBLE}").fetchone()[0]
-            is_exact = counted == count_runs(conn, RunQuery())
-            if not is_exact:
+            yield not orphans, f"{plural(orphans, 'point')} of runs that are not in the lab"
+            problems = index_problems(conn, db_path)
+            yield from ((None, f"in the index for reading {text}") for text in problems)
+            if problems:
                 conn.execute("DROP TABLE tally")
                 open_lab(db_path, timeout_s=WRITE_WAIT_S).close()
-            yield is_exact or None, "the index for reading " + (
-                "counts as many runs" if is_exact else "was wrong, and is made anew")
+            yield True, "the index for reading " + (
+                "is made anew" if problems else "has what both tables have")
             yield from (check_journal(conn, found["path"]) for found in lab_logger.pending(db_path))
     except (sqlite3.Error, StoreError) as error:
         yield False, f"the lab at {db_path!r} cannot be read whole ({error})"
@@ -3992,17 +4072,19 @@ def check_journal(conn: sqlite3.Connection, path: str) -> tuple[bool, str]:
     except (OSError, ValueError) as error:
         return False, f"journal {path} cannot be read ({error})"
     where = "" if is_apart else ", which is no end of a line: it is another run's, or was cut"
-    return not n_bad and is_apart, (f"journal {path}: {size:,} bytes, {held:,} of them in the lab"
-                                    f"{where}, {n_bad} damaged lines")
+    return not n_bad and is_apart, (
+        f"journal {path}: {plural(size, 'byte')}, {held:,} of them in the lab{where}, "
+        f"{plural(n_bad, 'damaged line')}")
 
 
 def described(journals: list[dict]) -> str:
     """Say how many journals these are of lab_logger.pending(), of what size and age."""
-    text = (f"{len(journals)} journals of {len({journal['run_id'] for journal in journals})} runs, "
-            f"{sum(journal['bytes'] for journal in journals):,} bytes")
+    text = (f"{plural(len(journals), 'journal')} of "
+            f"{plural(len({journal['run_id'] for journal in journals}))}, "
+            f"{plural(sum(journal['bytes'] for journal in journals), 'byte')}")
     with contextlib.suppress(OSError):            # it has just been taken in
         minutes = (time.time() - os.stat(journals[0]["path"]).st_mtime) / 60
-        text += f", the oldest last written {minutes:,.0f} minutes ago,"
+        text += f", the oldest last written {plural(round(minutes), 'minute')} ago"
     return text
 
 
@@ -4010,10 +4092,11 @@ def check_outbox(db_path: str) -> Found:
     """Send what waits for the server that AILAB_URL names."""
     if url := lab_logger.lab_url():
         if waiting := lab_logger.pending(url):
-            yield True, f"{described(waiting)} wait to be sent to {url}"
+            yield True, f"to be sent to {url}: {described(waiting)}"
         problems = lab_logger.drain_all(None, url)
         yield from ((None, problem) for problem in problems)
-        yield True, f"{len(waiting) - len(lab_logger.pending(url))} journals wholly sent to {url}"
+        n_sent = len(waiting) - len(lab_logger.pending(url))
+        yield True, f"{plural(n_sent, 'journal')} wholly sent to {url}"
 
 
 def check_disk(db_path: str) -> Found:

@@ -46,8 +46,8 @@ def test_export_taken_into_another_lab_holds_the_same_rows_and_a_second_time_not
     ailab.set_note(lab.conn, lab.ids["lr_01"], "PUBLISH: \u00e4 \u2028, 'x'")
     out = tmp_path / f"exported.{kind}"
     assert run_cli("export", "-o", out) == 0
-    for told in (f"{len(lab.runs)} runs taken in, 0 were there",
-                 f"0 runs taken in, {len(lab.runs)} were there"):
+    for told in (f"{len(lab.runs)} runs taken in, 0 already there",
+                 f"0 runs taken in, {len(lab.runs)} already there"):
         assert run_cli("import", out, "--db", other) == 0
         assert told in capsys.readouterr().err
     for name in ("runs", "run_metrics"):
@@ -115,7 +115,7 @@ def test_rows_of_plain_sql_with_odd_values_go_out_and_come_in(lab, tmp_path, oth
                      " ('odd', 1, 'm', -9e999, NULL), (NULL, 1, 'm', 1, 1)")
     out = tmp_path / f"odd.{kind}"
     assert run_cli("export", "-o", out) == 0
-    for told in ("13 runs taken in, 0 were there", "0 runs taken in, 13 were there"):
+    for told in ("13 runs taken in, 0 already there", "0 runs taken in, 13 already there"):
         assert run_cli("import", out, "--db", other) == 0
         assert told in capsys.readouterr().err
     conn = ailab.open_lab(other)
@@ -278,7 +278,7 @@ def test_run_that_is_alive_is_left_out_of_an_import_until_it_has_ended(
         lab_logger.log(epoch=1, loss=0.5)
         run_cli("export", "-o", tmp_path / f"early.{kind}")
         assert run_cli("import", tmp_path / f"early.{kind}", "--db", other) == 0
-        assert "0 runs taken in, 0 were there, 1 still run" in capsys.readouterr().err
+        assert "0 runs taken in, 0 already there, 1 still running" in capsys.readouterr().err
         lab_logger.log(epoch=2, loss=0.25)
     run_cli("export", "-o", tmp_path / f"late.{kind}")
     run_cli("import", tmp_path / f"late.{kind}", "--db", other)
@@ -304,11 +304,11 @@ def test_purge_says_what_would_go_and_takes_it_with_yes_alone(lab, capsys):
     ailab.delete_run(lab.conn, run_id)
     assert run_cli("purge") == 1
     out, err = capsys.readouterr()
-    assert run_id in out and "1 runs would go for good: give --yes" in err
+    assert run_id in out and "1 run would go for good: give --yes" in err
     n_points = lab.conn.execute("SELECT count(*) FROM run_metrics WHERE run_id = ?",
                                 (run_id,)).fetchone()[0]
     assert run_cli("purge", "--yes") == 0
-    assert f"1 runs with {n_points} points are gone" in capsys.readouterr().err
+    assert f"gone for good: 1 run, {n_points} points" in capsys.readouterr().err
     left = [column for row in table(lab.db_path, "runs") if row["run_id"] == run_id
             for column, value in row.items() if value is not None]
     assert set(left) <= {"run_id", "timestamp", "status", "journal_offset", "deleted_at",
@@ -430,7 +430,7 @@ def test_purge_as_json_names_what_went(lab, capsys):
 def test_check_of_a_good_lab_finds_nothing(lab, capsys):
     assert run_cli("doctor", "--check") == 0
     out = capsys.readouterr().out
-    assert "integrity of the file: ok" in out and "the index for reading counts as many runs" in out
+    assert "integrity of the file: ok" in out and "the index for reading has what both tables have" in out
 
 
 def test_check_finds_orphans_a_wrong_tally_and_a_damaged_journal(lab, capsys):
@@ -442,8 +442,8 @@ def test_check_finds_orphans_a_wrong_tally_and_a_damaged_journal(lab, capsys):
         lab.conn.execute("UPDATE tally SET n_runs = n_runs + 1 WHERE kind = 'run'")
         assert run_cli("doctor", "--check") == 1
         out = capsys.readouterr().out
-    assert "fail  1 points of runs that are not in the lab" in out
-    assert "was wrong, and is made anew" in out and "1 damaged lines" in out
+    assert "fail  1 point of runs that are not in the lab" in out
+    assert "is made anew" in out and "1 damaged line" in out
     conn = ailab.open_lab(lab.db_path)
     assert ailab.count_runs(conn, ailab.RunQuery()) == len(lab.runs) + 1
     conn.close()
@@ -461,7 +461,7 @@ def test_check_finds_journals_that_cannot_be_read_or_have_another_offset(lab, ca
     assert run_cli("doctor", "--check", "--json") == 1
     told = [line for line in json.loads(capsys.readouterr().out) if line["level"] == "fail"]
     for name, words in ((journal, "500 of them in the lab, which is no end of a line"),
-                        ("a.b.c.jsonl", "cannot be read"), ("deep.jsonl", "1 damaged lines")):
+                        ("a.b.c.jsonl", "cannot be read"), ("deep.jsonl", "1 damaged line")):
         assert [line for line in told if name in line["text"] and words in line["text"]], name
 
 
