@@ -232,7 +232,8 @@ class ArtifactFile(Shape):
     path: str = _about("as recorded; a relative one is relative to cwd")
     kind: Literal["csv", "json", "text", "image", "model", "file"] = _about("by its extension")
     size_bytes: int | None = _about("bytes; null where it is missing")
-    exists: bool = _about("whether a regular file is there on the server's machine")
+    exists: bool = _about("whether a regular file is there on the server's machine; "
+                          "false of a run that has received_from: its files are there")
     url: str = _about("address to download it from")
 
 
@@ -249,7 +250,8 @@ class RunDetail(ComparedRun):
     process_key: str | None = _about("boot id/pid namespace/start time: tells a later such pid")
     cwd: str | None = _about("working directory at the start")
     error: str | None = _about("traceback of a failed run")
-    received_from: str | None = _about("machine whose logger sent it here; null: logged here")
+    received_from: str | None = _about("machine that it came from, as sent or "
+                                           "imported; null: logged here")
     resumptions: list[dict[str, Any]] = _about(
         "at, hostname, pid, command, git_hash and params of each resumption, oldest first")
     device_info: dict[str, Any] = _about("machine, CPU, memory in bytes, GPUs")
@@ -2367,7 +2369,8 @@ def _told(path: str) -> Iterator[tuple[int, Any]]:
                          float(value) if value in _INFINITE else _scalar(value), _scalar(at))
                         for epoch, step, name, value, at in line["points"]]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise LabError(f"line {number} of {path!r} is none of an export ({error}): " + (
+        raise LabError(f"line {number} of {path!r} is none of an export "
+                       f"({getattr(error, 'msg', error)}): " + (
             "give JSON lines of `ailab export`, or a lab's database" if number < 2 else
             "the runs before it are taken in" + bool(run_id) * (
                 f", but for {run_id!r}, which may be cut short"))) from error
@@ -2406,23 +2409,24 @@ def import_run(conn: sqlite3.Connection, run: dict, points: Iterator[tuple]) -> 
     return True
 
 
-_COMPARED = {                            # by table of the index: what tells two of a row apart
-    "metric_summary": "*", "run_params": "*", "run_text": f"run_id, {', '.join(_NAMES)}, text",
-    "tally": "kind, name, n_runs"}
+_COMPARED = (                            # of the index: a table, its columns, what names a row
+    ("metric_summary", "*", "run_id || ' ' || metric_name"),
+    ("run_params", "*", "run_id || ' ' || param_name"),
+    ("run_text", f"run_id, {', '.join(_NAMES)}, text", "run_id"),
+    ("tally WHERE n_runs <> 0", "*", "kind || ' ' || name"))
 
 
 def index_problems(conn: sqlite3.Connection, path: str) -> list[str]:
     """Compare the index with one made anew beside the lab: a sentence for each part that is wrong.
 
-    Nothing in the lab is changed, and who logs into it does not wait.
+    The lab's own stays as it is, and with a write-ahead log nobody who logs has to wait.
     """
     problems = []
     with contextlib.closing(sqlite3.connect("", isolation_level=None, uri=True)) as new:
         new.text_factory = conn.text_factory
         new.execute("ATTACH ? AS lab", (f"file:{quote(os.fsencode(path))}?mode=ro",))
-        new.execute("BEGIN")
-        while is_stale(new):             # of the lab, as long as this has no table of that name
-            new.execute("ROLLBACK")
+        while not new.in_transaction or is_stale(new):   # the lab's: this has no such table yet
+            new.rollback()
             with lab_logger.transaction(conn):
                 refresh(conn)
             new.execute("BEGIN")
@@ -2431,23 +2435,22 @@ def index_problems(conn: sqlite3.Connection, path: str) -> list[str]:
         new.execute(f"INSERT INTO main.runs ({columns}) SELECT {columns} FROM lab.runs")
         for statement in _INDEX_SCHEMA.split(";;"):
             new.execute(statement)
-        new.execute("DROP TABLE main.run_metrics")       # from here on that name is the lab's
+        new.execute("DROP TABLE main.run_metrics")       # from here on the name means the lab's
         refresh(new)
-        for table, columns in _COMPARED.items():
-            right, found = (f"SELECT {columns} FROM {schema}.{table}" + (
-                " WHERE n_runs <> 0" if table == "tally" else "") for schema in ("main", "lab"))
-            for words, rows in (("lacks", f"{right} EXCEPT {found}"),
-                                ("has wrongly", f"{found} EXCEPT {right}")):
-                n_rows, first = 0, None
-                for row in new.execute(rows):
-                    n_rows, first = n_rows + 1, first or row
-                if first:
-                    problems.append(f"{table} {words} {plural(n_rows, 'row')}, as of "
-                                    f"{' '.join(map(repr, first[:2])):.100}")
+        for table, columns, name in _COMPARED:
+            right, held = (f"SELECT {columns} FROM {at}.{table}" for at in ("main", "lab"))
+            (n_lacked, lacked), (n_wrong, wrong) = (new.execute(
+                f"SELECT count(*), min({name}) FROM ({one} EXCEPT {other})").fetchone()
+                for one, other in ((right, held), (held, right)))
+            if n_lacked or n_wrong:
+                problems.append(f"{table.split()[0]} lacks {plural(n_lacked, 'row')} and has "
+                                f"{n_wrong:,} that should not be, as {lacked or wrong!r}")
     try:
         conn.execute("INSERT INTO run_search (run_search, rank) VALUES ('integrity-check', 1)")
     except sqlite3.DatabaseError as error:
-        problems.append(f"run_search is not made of run_text ({error})")
+        if isinstance(error, sqlite3.OperationalError):  # such as a lock
+            raise
+        problems.append("full-text search finds other words than the runs have")
     return problems
 
 
@@ -3598,10 +3601,16 @@ def cmd_show(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any
         for metric in run["metrics"] if not metric["metric_name"].startswith("system/")])
     print("artifacts")
     for file in run["artifact_files"]:
-        size = plural(file["size_bytes"], "byte") if file["exists"] else "missing"
+        size = plural(file["size_bytes"], "byte") if file["exists"] else absent(run)
         print(f"  {clean(file['path'])} ({size})")
     for line in ["traceback"] * bool(error) + error:
         print(clean(line))
+
+
+def absent(run: dict) -> str:
+    """Say why a run's file is not there: it was never looked for where the run came from afar."""
+    return clean(f"not on this machine: the run is from {run['received_from']}"
+                 if run["received_from"] else "missing")
 
 
 def best_point(metric: dict) -> tuple[Any, Any]:
@@ -3661,9 +3670,9 @@ def cmd_metrics(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[
     print_table([found["x"], *names], [
         [lab_logger.utc(x) if is_time else x, *(row.get(name) for name in names)]
         for x, row in sorted(table.items())])
-    for file in get_run(conn, args.run)["artifact_files"]:
+    for file in (run := get_run(conn, args.run))["artifact_files"]:
         if file["kind"] == "csv" and "metrics_" in file["path"]:
-            print(f"{clean(file['path'])}{'' if file['exists'] else ' (missing)'}")
+            print(clean(file["path"]) + ("" if file["exists"] else f" ({absent(run)})"))
 
 
 def cmd_note(args: argparse.Namespace) -> int:
@@ -3719,7 +3728,7 @@ def cmd_purge(args: argparse.Namespace) -> int:
         chosen = [run for run in trash(conn) if run["run_id"] in ids or not ids]
         if args.json:
             print_json(chosen)
-        else:
+        elif chosen:
             print_table(["run", "started", "experiment", "in the trash since"], [
                 [run["run_id"], run["timestamp"], run["experiment_name"], run["deleted_at"]]
                 for run in chosen])
@@ -3727,7 +3736,8 @@ def cmd_purge(args: argparse.Namespace) -> int:
             print(f"ailab: {plural(len(chosen))} would go for good: give --yes", file=sys.stderr)
             return 1
         n_points = sum(purge_run(conn, args.db, run["run_id"]) for run in chosen)
-        print(f"gone for good: {plural(len(chosen))}, {plural(n_points, 'point')}", file=sys.stderr)
+        print(f"gone for good: {plural(len(chosen))}, {plural(n_points, 'point')}" if chosen
+              else "the trash is empty", file=sys.stderr)
         compact(conn)
     return 0
 
@@ -4044,7 +4054,7 @@ def check_whole(db_path: str) -> Found:
             orphans = sum(1 for _ in conn.execute("PRAGMA foreign_key_check"))
             yield not orphans, f"{plural(orphans, 'point')} of runs that are not in the lab"
             problems = index_problems(conn, db_path)
-            yield from ((None, f"in the index for reading {text}") for text in problems)
+            yield from ((None, f"the index for reading is wrong: {text}") for text in problems)
             if problems:
                 conn.execute("DROP TABLE tally")
                 open_lab(db_path, timeout_s=WRITE_WAIT_S).close()

@@ -36,6 +36,13 @@ def other(tmp_path):
     return str(tmp_path / "other.db")
 
 
+def write_lines(path, *records):
+    """Write an export by hand; what is text is a line as it is."""
+    path.write_text("".join(f"{record if isinstance(record, str) else json.dumps(record)}\n"
+                            for record in (ailab._EXPORT, *records)), "utf-8")
+    return path
+
+
 # --- Export and import ------------------------------------------------------------------------
 
 @pytest.mark.parametrize("kind", ["jsonl", "db"])
@@ -68,13 +75,25 @@ def test_run_that_the_other_lab_has_stays_as_it_is(lab, tmp_path, other):
     conn.close()
 
 
-def test_imported_run_offers_no_file_of_this_machine(lab, tmp_path, other):
+def test_imported_run_offers_no_file_of_this_machine_and_says_why(lab, tmp_path, other, capsys):
+    (tmp_path / "here.csv").write_text("a")
+    lab.conn.execute("UPDATE runs SET hostname = 'gpu-3', artifacts_json = ? WHERE run_id = ?",
+                     (json.dumps([str(tmp_path / "here.csv"), "metrics_gone.csv"]),
+                      lab.ids["lr_01"]))
     run_cli("export", "-o", tmp_path / "lab.jsonl")
     run_cli("import", tmp_path / "lab.jsonl", "--db", other)
-    conn = ailab.open_lab(other)
-    assert not [file for run in ailab.list_runs(conn, ailab.RunQuery(), limit=100)
-                for file in ailab.get_run(conn, run["run_id"])["artifact_files"] if file["exists"]]
-    conn.close()
+    away = "(not on this machine: the run is from gpu-3)"
+    for db_path, told in ((lab.db_path, ["(1 byte)", "(missing)"]), (other, [away, away])):
+        capsys.readouterr()
+        run_cli("show", lab.ids["lr_01"], "--db", db_path)
+        files = capsys.readouterr().out.partition("artifacts\n")[2].splitlines()
+        assert files == [f"  {tmp_path / 'here.csv'} {told[0]}", f"  metrics_gone.csv {told[1]}"]
+        run_cli("metrics", lab.ids["lr_01"], "--db", db_path)
+        assert capsys.readouterr().out.endswith(f"metrics_gone.csv {told[1]}\n")
+    with contextlib.closing(ailab.open_lab(other)) as conn:
+        run = ailab.get_run(conn, lab.ids["lr_01"])
+    assert run["received_from"] == "gpu-3"
+    assert [file["exists"] for file in run["artifact_files"]] == [False, False]
 
 
 def test_lab_with_the_tables_of_the_spec_alone_is_taken_in(tmp_path, other):
@@ -159,6 +178,80 @@ def test_file_that_is_no_export_is_refused_with_its_line(tmp_path, other, capsys
     assert run_cli("import", path, "--db", other) == 1
     assert told in (err := capsys.readouterr().err) and "Traceback" not in err
     assert table(other, "runs") == []
+
+
+def test_points_of_a_run_are_taken_in_before_all_of_them_are_read(tmp_path):
+    path = write_lines(tmp_path / "x.jsonl", {"run": {"run_id": "a"}},
+                       {"points": [[1, None, "m", 0.5, None]]}, "broken")
+    run, points = next(ailab.imported(str(path)))
+    assert (run, next(points)) == ({"run_id": "a"}, (1, None, "m", 0.5, None))
+    with pytest.raises(ailab.LabError, match="line 4 "):
+        next(points)
+
+
+def test_run_with_a_broken_line_is_left_out_whole_and_those_before_it_stay(
+        tmp_path, other, capsys):
+    point, runs = [1, None, "m", 0.5, None], [{"run": {"run_id": name}} for name in "abc"]
+    lines = [runs[0], {"points": [point]}, runs[1], {"points": [point]}, '{"points": [[1,', runs[2]]
+    path = write_lines(tmp_path / "x.jsonl", *lines)
+    assert run_cli("import", path, "--db", other) == 1
+    err = capsys.readouterr().err
+    assert "1 run taken in" in err and "but for 'b', which may be cut short" in err
+    assert f"line 6 of '{path}' is none of an export (Expecting value)" in err
+    assert [row["run_id"] for row in table(other, "runs")] == ["a"]
+    assert [row["run_id"] for row in table(other, "run_metrics")] == ["a"]
+    write_lines(path, *lines[:4], lines[5])
+    assert run_cli("import", path, "--db", other) == 0
+    assert [row["run_id"] for row in table(other, "run_metrics")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_points_of_a_run_that_stays_out_go_to_no_other(tmp_path, other, name):
+    points = [{"points": [[1, None, run_id, 0.5, None]] * 3} for run_id in "abc"]
+    path = write_lines(tmp_path / "x.jsonl", *[line for run_id, block in zip(
+        "abc", points, strict=True) for line in ({"run": {
+            "run_id": run_id, "status": "running" if run_id == name else "failed"}}, block)])
+    run_cli("import", path, "--db", other)
+    assert [(row["run_id"], row["metric_name"]) for row in table(other, "run_metrics")] == [
+        (run_id, run_id) for run_id in "abc" if run_id != name for _ in range(3)]
+
+
+@pytest.mark.parametrize(("column", "value", "told"), [
+    ("status", "banana", "status is not one of running, finished, failed, killed in 2 runs, as "
+                         "'banana' of 'a'"),
+    ("timestamp", "yesterday", "timestamp is not a time in ISO 8601 in 2 runs, as 'yesterday'"),
+    ("ended_at", 5, "ended_at is not a time in ISO 8601 in 2 runs, as 5 of 'a'"),
+    ("heartbeat_at", "2026-13-45", "heartbeat_at is not a time"),
+    ("duration_s", "long", "duration_s is not a number"),
+    ("params_json", "[1]", "params_json is not a JSON object in 2 runs, as '[1]' of 'a'"),
+    ("artifacts_json", "{}", "artifacts_json is not a JSON list"),
+    ("device_info", "{", "device_info is not a JSON object")])
+@pytest.mark.parametrize("kind", ["jsonl", "db"])
+def test_value_that_no_lab_writes_is_taken_in_and_told(
+        tmp_path, other, capsys, kind, column, value, told):
+    path = write_lines(tmp_path / "x.jsonl", *({"run": {"run_id": name, column: value}}
+                                               for name in "ab"), {"run": {"run_id": "good"}})
+    if kind == "db":
+        told = told.replace("as 5", "as '5'")                # by its column's type
+        assert run_cli("import", path, "--db", tmp_path / "x.db") == 0
+        path = tmp_path / "x.db"
+        capsys.readouterr()
+    assert run_cli("import", path, "--db", other) == 0
+    err = capsys.readouterr().err
+    assert told in err and "taken in as it is" in err and len(err.splitlines()) == 2
+    assert {row[column] for row in table(other, "runs")} >= {str(value)}
+
+
+def test_import_of_sound_runs_tells_of_no_value(lab, tmp_path, other, capsys):
+    run_cli("export", "-o", tmp_path / "x.jsonl")
+    run_cli("import", tmp_path / "x.jsonl", "--db", other)
+    assert capsys.readouterr().err == f"{len(lab.runs)} runs taken in, 0 already there\n"
+
+
+def test_run_whose_status_is_null_is_taken_in_as_finished(tmp_path, other):
+    path = write_lines(tmp_path / "x.jsonl", {"run": {"run_id": "a", "status": None}})
+    assert run_cli("import", path, "--db", other) == 0
+    assert [row["status"] for row in table(other, "runs")] == ["finished"]
 
 
 def test_binary_file_and_foreign_database_are_refused(tmp_path, other, capsys):
@@ -318,7 +411,8 @@ def test_purge_says_what_would_go_and_takes_it_with_yes_alone(lab, capsys):
     for verb in ("restore", "show"):
         assert run_cli(verb, run_id) == 1
         assert f"there is no run '{run_id}'" in capsys.readouterr().err
-    assert run_cli("purge", "--yes") == 0 and "0 runs" in capsys.readouterr().err
+    assert run_cli("purge", "--yes") == 0
+    assert capsys.readouterr() == ("", "the trash is empty\n")
 
 
 def test_purge_leaves_no_word_of_the_run_in_any_file_of_the_lab(lab, tmp_path):
@@ -447,6 +541,40 @@ def test_check_finds_orphans_a_wrong_tally_and_a_damaged_journal(lab, capsys):
     conn = ailab.open_lab(lab.db_path)
     assert ailab.count_runs(conn, ailab.RunQuery()) == len(lab.runs) + 1
     conn.close()
+
+
+WRONG = {
+    "metric_summary lacks 1 row and has 1": "UPDATE metric_summary SET max_value = 9 WHERE "
+                                            "run_id = ? AND metric_name = 'accuracy'",
+    "metric_summary lacks 0 rows and has 1": "INSERT INTO metric_summary (run_id, metric_name, "
+                                             "n_points) VALUES (?, 'new', 3)",
+    "run_params lacks 1 row and has 1": "UPDATE run_params SET value = -1 WHERE run_id = ? AND "
+                                        "param_name = 'learning_rate'",
+    "run_text lacks 1 row and has 1": "UPDATE run_text SET model_name = 'x' WHERE run_id = ?",
+    "tally lacks 1 row and has 1": "UPDATE tally SET n_runs = 99 WHERE kind = 'metric' AND "
+                                   "name = 'accuracy' AND ? <> ''",
+    "full-text search finds other words": "INSERT INTO run_search (run_search, rowid, text) "
+                                          "SELECT 'delete', key, text FROM run_text "
+                                          "WHERE run_id = ?"}
+
+
+@pytest.mark.parametrize("told", WRONG)
+def test_check_finds_what_is_wrong_in_each_part_of_the_index_and_mends_it(lab, capsys, told):
+    lab.conn.execute(WRONG[told], (lab.ids["lr_01"],))
+    assert run_cli("doctor", "--check") == 0
+    out = capsys.readouterr().out
+    assert f"warn  the index for reading is wrong: {told}" in out
+    assert (lab.ids["lr_01"] in out or "'metric accuracy'" in out) == ("words" not in told)
+    assert "ok    the index for reading is made anew" in out
+    assert run_cli("doctor", "--check") == 0
+    assert "the index for reading has what both tables have" in capsys.readouterr().out
+
+
+def test_check_takes_points_that_are_not_yet_summarised_for_no_fault(lab):
+    lab.conn.execute("INSERT INTO run_metrics (run_id, metric_name, metric_value) "
+                     "VALUES (?, 'late', 1)", (lab.ids["lr_01"],))
+    assert ailab.is_stale(lab.conn)
+    assert ailab.index_problems(lab.conn, lab.db_path) == []
 
 
 def test_check_finds_journals_that_cannot_be_read_or_have_another_offset(lab, capsys):
