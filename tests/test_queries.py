@@ -1421,6 +1421,16 @@ def test_rows_without_an_id_and_names_that_are_no_text_break_nothing(lab, api, c
     assert ailab.main(["show", lab.ids["svm_01"], "--db", lab.db_path]) == 0
 
 
+@pytest.mark.parametrize("asked", ["", "&sort=duration", "&status=finished", "&note_substring=none"])
+def test_run_without_an_id_is_neither_listed_nor_counted(lab, api, asked):
+    lab.conn.execute("INSERT INTO runs (run_id, timestamp, status, note, duration_s) VALUES "
+                     "(NULL, '2026-11-25', 'finished', 'none', 1)")
+    _, headers, page = api("GET", f"/runs?limit=3{asked}")
+    _, _, runs = api("GET", f"/runs?limit=1000{asked}")
+    assert None not in [run["run_id"] for run in page + runs]
+    assert int(headers["X-Total-Count"]) == len(runs)
+
+
 def test_sender_whose_clock_is_an_hour_behind_is_alive_and_not_lost(lab, server, api):
     behind = time.time() - 3600
     head = {"v": 2, "t": behind, "set": {"status": "running", "hostname": "far", "pid": 1,
