@@ -2181,20 +2181,14 @@ _EXPORT = {"ailab": "export", "version": 1}      # the first line of JSON lines
 _INFINITE = ("Infinity", "-Infinity")
 _POINT = ("epoch", "step", "metric_name", "metric_value", "timestamp")
 _NAMED = "typeof(run_id) = 'text'"               # SQLite lets plain SQL leave it out
-
-
-def _is_json(value: Any, default: Any) -> bool:
-    return load_json(str(value), default) is not default
-
-
 _PROMISED: dict[str, tuple[str, Callable[[Any], Any]]] = {     # of columns of runs: what they hold
     "status": (f"one of {', '.join(STATUSES)}", STATUSES.__contains__),
     "duration_s": ("a number", lambda value: isinstance(value, (int, float))),
-    "artifacts_json": ("a JSON list", lambda value: _is_json(value, [])),
+    "artifacts_json": ("a JSON list", lambda value: load_json(str(value), [0]) != [0]),
     **dict.fromkeys(("timestamp", "ended_at", "heartbeat_at", "deleted_at"),
                     ("a time in ISO 8601", lambda value: parse_time(str(value)))),
     **dict.fromkeys(("resumptions_json", "params_json", "final_metrics_json", "device_info"),
-                    ("a JSON object", lambda value: _is_json(value, {})))}
+                    ("a JSON object", lambda value: load_json(str(value), {0: 0}) != {0: 0}))}
 
 
 def trash(conn: sqlite3.Connection) -> list[dict]:
@@ -2320,7 +2314,11 @@ def imported(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
     """
     with open(path, "rb") as file:
         is_database = file.read(16) == b"SQLite format 3\0"
-    yield from (_of_database if is_database else _of_lines)(path)
+    if is_database:
+        yield from _of_database(path)
+        return
+    for _, told in itertools.groupby(_of_lines(path), key=lambda block: block[0]):
+        yield next(told)[1], (point for _, points in told for point in points)
 
 
 def _of_database(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
@@ -2340,12 +2338,7 @@ def _of_database(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
                                     "ORDER BY id", (run["run_id"],))
 
 
-def _of_lines(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
-    for _, told in itertools.groupby(_told(path), key=lambda block: block[0]):
-        yield next(told)[1], (point for _, points in told for point in points)
-
-
-def _told(path: str) -> Iterator[tuple[int, Any]]:
+def _of_lines(path: str) -> Iterator[tuple[int, Any]]:
     """Read an export by the line: (number of the run in it, the run's columns, then its points)."""
     number, n_runs, run_id = 0, 0, ""
     try:
@@ -2409,13 +2402,6 @@ def import_run(conn: sqlite3.Connection, run: dict, points: Iterator[tuple]) -> 
     return True
 
 
-_COMPARED = (                            # of the index: a table, its columns, what names a row
-    ("metric_summary", "*", "run_id || ' ' || metric_name"),
-    ("run_params", "*", "run_id || ' ' || param_name"),
-    ("run_text", f"run_id, {', '.join(_NAMES)}, text", "run_id"),
-    ("tally WHERE n_runs <> 0", "*", "kind || ' ' || name"))
-
-
 def index_problems(conn: sqlite3.Connection, path: str) -> list[str]:
     """Compare the index with one made anew beside the lab: a sentence for each part that is wrong.
 
@@ -2437,14 +2423,16 @@ def index_problems(conn: sqlite3.Connection, path: str) -> list[str]:
             new.execute(statement)
         new.execute("DROP TABLE main.run_metrics")       # from here on the name means the lab's
         refresh(new)
-        for table, columns, name in _COMPARED:
+        for table, columns in {"metric_summary": "*", "run_params": "*", "tally WHERE n_runs": "*",
+                               "run_text": f"run_id, {', '.join(_NAMES)}, text"}.items():
             right, held = (f"SELECT {columns} FROM {at}.{table}" for at in ("main", "lab"))
-            (n_lacked, lacked), (n_wrong, wrong) = (new.execute(
-                f"SELECT count(*), min({name}) FROM ({one} EXCEPT {other})").fetchone()
-                for one, other in ((right, held), (held, right)))
-            if n_lacked or n_wrong:
-                problems.append(f"{table.split()[0]} lacks {plural(n_lacked, 'row')} and has "
-                                f"{n_wrong:,} that should not be, as {lacked or wrong!r}")
+            lacked, wrong = (new.execute(
+                f"SELECT count(*) OVER (), * FROM ({rows}) LIMIT 1").fetchone() or (0,)
+                for rows in (f"{right} EXCEPT {held}", f"{held} EXCEPT {right}"))
+            if example := lacked[1:3] or wrong[1:3]:
+                problems.append(f"{table.split()[0]} lacks {plural(lacked[0], 'row')} and has "
+                                f"{wrong[0]:,} that should not be, as of "
+                                f"{' '.join(map(str, filter(None, example)))}")
     try:
         conn.execute("INSERT INTO run_search (run_search, rank) VALUES ('integrity-check', 1)")
     except sqlite3.DatabaseError as error:
@@ -4032,15 +4020,14 @@ def check_store(db_path: str) -> Found:
             yield damage == "ok", (
                 f"lab {db_path}: {plural(count_runs(conn, RunQuery()))}, schema version {version}, "
                 f"{plural(os.path.getsize(db_path), 'byte')}, integrity {damage}")
+            yield from ((False, problem) for problem in problems)
+            left = len(lab_logger.pending(db_path))
+            yield True, (f"{plural(len(waiting) - left, 'journal')} of ended runs taken in, "
+                         f"{left - len(problems)} still in use")
     except (sqlite3.Error, OSError) as error:
         yield False, f"the lab at {db_path!r} cannot be used ({error})"
     except StoreError as error:
         yield False, str(error)
-    else:
-        yield from ((False, problem) for problem in problems)
-        left = len(lab_logger.pending(db_path))
-        yield True, (f"{plural(len(waiting) - left, 'journal')} of ended runs taken in, "
-                     f"{left - len(problems)} still in use")
 
 
 def check_whole(db_path: str) -> Found:

@@ -99,7 +99,7 @@ def doctor(db_path, **env):
 def taken_in(db_path, **env):
     """Let the doctor take in what is pending: (journals that it saw, those it took in)."""
     told = doctor(db_path, **env)
-    seen = re.search(r"not wholly in the lab until now: (\d+) journals? of \d+ runs?, [\d,]+ byte", told)
+    seen = re.search(r"not wholly in the lab until now: (\d+) journals? of \d+ runs?,", told)
     took = re.search(r"(\d+) journals? of ended runs taken in, 0 still in use", told)
     assert took, told
     return int(seen[1]) if seen else 0, int(took[1])

@@ -1421,7 +1421,8 @@ def test_rows_without_an_id_and_names_that_are_no_text_break_nothing(lab, api, c
     assert ailab.main(["show", lab.ids["svm_01"], "--db", lab.db_path]) == 0
 
 
-@pytest.mark.parametrize("asked", ["", "&sort=duration", "&status=finished", "&note_substring=none"])
+@pytest.mark.parametrize("asked", ["", "&sort=duration", "&status=finished",
+                                   "&note_substring=none"])
 def test_run_without_an_id_is_neither_listed_nor_counted(lab, api, asked):
     lab.conn.execute("INSERT INTO runs (run_id, timestamp, status, note, duration_s) VALUES "
                      "(NULL, '2026-11-25', 'finished', 'none', 1)")
