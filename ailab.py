@@ -2282,27 +2282,22 @@ def export_lines(conn: sqlite3.Connection, query: RunQuery) -> Iterator[str]:
 def export_rows(conn: sqlite3.Connection, query: RunQuery) -> Iterator[list]:
     """Write runs as rows for CSV, heads first: columns, then params.NAME, then metrics.NAME."""
     pages = range(0, count_runs(conn, query), MAX_LIMIT)     # read twice: held is one at a time
-    names: dict[str, set[str]] = {"params": set(), "metrics": set()}
-    for offset in pages:
-        for run in list_runs(conn, query, limit=MAX_LIMIT, offset=offset):
-            names["params"].update(flatten(run["params"]))
-            names["metrics"].update(run["final_metrics"])
-    params, metrics = sorted(names["params"]), sorted(names["metrics"])
-    yield [*SUMMARY_COLUMNS, *(f"params.{name}" for name in params),
-           *(f"metrics.{name}" for name in metrics)]
-    for offset in pages:
-        for run in list_runs(conn, query, limit=MAX_LIMIT, offset=offset):
-            flat = flatten(run["params"])
-            values = [flat.get(name) for name in params]
-            yield list(map(_for_sheet, [
-                *(run[name] for name in SUMMARY_COLUMNS),
-                *(value if isinstance(value, (str, int, float, type(None)))
-                  else encode(value).decode() for value in values),
-                *(run["final_metrics"].get(name) for name in metrics)]))
+
+    def rows() -> Iterator[dict]:
+        for offset in pages:
+            for run in list_runs(conn, query, limit=MAX_LIMIT, offset=offset):
+                yield {**run, **flatten(run["params"], "params."),
+                       **flatten(run["final_metrics"], "metrics.")}
+    names = {name for row in rows() for name in row if "." in name}
+    heads = [*SUMMARY_COLUMNS, *sorted(names, key=lambda name: (name[0] == "m", name))]
+    yield heads
+    yield from ([_for_sheet(row.get(name)) for name in heads] for row in rows())
 
 
 def _for_sheet(value: Any) -> Any:
     """Put a ' before text that a spreadsheet would run as a formula: a note may be a stranger's."""
+    if isinstance(value, (list, dict)):
+        return encode(value).decode()
     is_formula = isinstance(value, str) and re.match(r"[=+@\t\r]|-(?!Infinity$)", value)
     return f"'{value}" if is_formula and not _NUMBER.fullmatch(value) else value
 
@@ -2318,7 +2313,7 @@ def imported(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
         yield from _of_database(path)
         return
     for _, told in itertools.groupby(_of_lines(path), key=lambda block: block[0]):
-        yield next(told)[1], (point for _, points in told for point in points)
+        yield next(told)[1], (point for _, points in told for point in points)  # noqa: B031
 
 
 def _of_database(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
@@ -3977,9 +3972,8 @@ Found = Iterator[tuple[bool | None, str]]       # True ok, None warn, False fail
 def cmd_doctor(args: argparse.Namespace) -> int:
     """Check Python, SQLite, lab, disk, assistant and port; take in or send what is pending."""
     code, told = 0, []
-    checks = [check_python, check_store, *[check_whole] * args.check, check_outbox, check_disk,
-              check_assistant, check_port]
-    for check in checks:
+    for check in (check_python, functools.partial(check_store, is_whole=args.check), check_outbox,
+                  check_disk, check_assistant, check_port):
         for verdict, text in check(args.db):
             level = {True: "ok", None: "warn", False: "fail"}[verdict]
             code = 1 if verdict is False else code
@@ -4004,8 +3998,8 @@ def check_python(db_path: str) -> Found:
             yield False, f"{version} lacks what the lab needs ({error}): use another Python"
 
 
-def check_store(db_path: str) -> Found:
-    """Check the file, and take in the journals that dead processes left."""
+def check_store(db_path: str, is_whole: bool = False) -> Found:
+    """Check the file, all of it where `is_whole`; take in the journals that dead processes left."""
     waiting = lab_logger.pending(db_path)
     if not os.path.exists(db_path) and not waiting:
         yield None, f"no lab at {db_path} yet: the first run makes it"
@@ -4024,32 +4018,27 @@ def check_store(db_path: str) -> Found:
             left = len(lab_logger.pending(db_path))
             yield True, (f"{plural(len(waiting) - left, 'journal')} of ended runs taken in, "
                          f"{left - len(problems)} still in use")
+            if is_whole:
+                yield from check_whole(conn, db_path)
     except (sqlite3.Error, OSError) as error:
         yield False, f"the lab at {db_path!r} cannot be used ({error})"
     except StoreError as error:
         yield False, str(error)
 
 
-def check_whole(db_path: str) -> Found:
+def check_whole(conn: sqlite3.Connection, db_path: str) -> Found:
     """Read the whole file, its references, its index, and every journal that is pending."""
-    if not os.path.exists(db_path):
-        return
-    try:
-        with contextlib.closing(open_lab(db_path, timeout_s=WRITE_WAIT_S)) as conn:
-            damage = [row[0] for row in conn.execute("PRAGMA integrity_check(10)")]
-            yield damage == ["ok"], f"integrity of the file: {'; '.join(damage)}"
-            orphans = sum(1 for _ in conn.execute("PRAGMA foreign_key_check"))
-            yield not orphans, f"{plural(orphans, 'point')} of runs that are not in the lab"
-            problems = index_problems(conn, db_path)
-            yield from ((None, f"the index for reading is wrong: {text}") for text in problems)
-            if problems:
-                conn.execute("DROP TABLE tally")
-                open_lab(db_path, timeout_s=WRITE_WAIT_S).close()
-            yield True, "the index for reading " + (
-                "is made anew" if problems else "has what both tables have")
-            yield from (check_journal(conn, found["path"]) for found in lab_logger.pending(db_path))
-    except (sqlite3.Error, StoreError) as error:
-        yield False, f"the lab at {db_path!r} cannot be read whole ({error})"
+    damage = [row[0] for row in conn.execute("PRAGMA integrity_check(10)")]
+    yield damage == ["ok"], f"integrity of the file: {'; '.join(damage)}"
+    orphans = sum(1 for _ in conn.execute("PRAGMA foreign_key_check"))
+    yield not orphans, f"{plural(orphans, 'point')} of runs that are not in the lab"
+    problems = index_problems(conn, db_path)
+    yield from ((None, f"the index for reading is wrong: {text}") for text in problems)
+    if problems:
+        conn.execute("DROP TABLE tally")
+        open_lab(db_path, timeout_s=WRITE_WAIT_S).close()
+    yield True, "the index for reading " + ("is made anew" if problems else "has all, and no more")
+    yield from (check_journal(conn, found["path"]) for found in lab_logger.pending(db_path))
 
 
 def check_journal(conn: sqlite3.Connection, path: str) -> tuple[bool, str]:

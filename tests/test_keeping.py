@@ -525,7 +525,7 @@ def test_check_of_a_good_lab_finds_nothing(lab, capsys):
     assert run_cli("doctor", "--check") == 0
     out = capsys.readouterr().out
     assert "integrity of the file: ok" in out
-    assert "the index for reading has what both tables have" in out
+    assert "the index for reading has all, and no more" in out
 
 
 def test_check_finds_orphans_a_wrong_tally_and_a_damaged_journal(lab, capsys):
@@ -568,7 +568,7 @@ def test_check_finds_what_is_wrong_in_each_part_of_the_index_and_mends_it(lab, c
     assert (lab.ids["lr_01"] in out or "as of metric accuracy" in out) == ("words" not in told)
     assert "ok    the index for reading is made anew" in out
     assert run_cli("doctor", "--check") == 0
-    assert "the index for reading has what both tables have" in capsys.readouterr().out
+    assert "the index for reading has all, and no more" in capsys.readouterr().out
 
 
 def test_check_takes_points_that_are_not_yet_summarised_for_no_fault(lab):
