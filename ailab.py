@@ -2259,7 +2259,7 @@ def replaced(path: str) -> Iterator[str]:
 
 
 def export_lines(conn: sqlite3.Connection, query: RunQuery) -> Iterator[str]:
-    """Write runs as JSON lines, whole, as the tables have them: each run, then its points.
+    """Write runs as JSON lines, whole, as the tables have them: each run, then its n_points points.
 
     Points are lists of epoch, step, metric_name, metric_value and timestamp; NaN, and what plain
     SQL put in place of a number, is null.
@@ -2271,8 +2271,9 @@ def export_lines(conn: sqlite3.Connection, query: RunQuery) -> Iterator[str]:
     for row in conn.execute(f"SELECT {columns} FROM runs r WHERE {query.conditions()} "
                             f"AND {_NAMED} ORDER BY r.timestamp, r.run_id", query.bound):
         run = dict(zip(lab_logger.RUN_COLUMNS, row, strict=True))
-        yield encode({"run": {name: value for name, value in run.items() if value is not None}}
-                     ).decode()
+        yield encode({"run": {name: value for name, value in run.items() if value is not None},
+                      "n_points": conn.execute("SELECT count(*) FROM run_metrics WHERE run_id = ?",
+                                               (run["run_id"],)).fetchone()[0]}).decode()
         points = conn.execute(f"SELECT {point} FROM run_metrics WHERE run_id = ? ORDER BY id",
                               (run["run_id"],))
         while block := points.fetchmany(MAX_LIMIT):
@@ -2334,36 +2335,39 @@ def _of_database(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
 
 
 def _of_lines(path: str) -> Iterator[tuple[int, Any]]:
-    """Read an export by the line: (number of the run in it, the run's columns, then its points)."""
-    number, n_runs, run_id = 0, 0, ""
+    """Read an export by the line: (line of the run, the run's columns, then its points)."""
+    number, begun, run_id, n_left = 1, 0, "", 0
     try:
         with open(path, "rb") as file:
-            for number, text in enumerate(file, 1):
+            if json.loads(next(file, "0")) != _EXPORT:
+                raise ValueError("it does not begin as an export does")
+            for number, text in enumerate(file, 2):
                 line = json.loads(text)
-                if number == 1 and line != _EXPORT:
-                    raise ValueError("it does not begin as an export does")
+                if "run" in line and n_left > 0:
+                    break
                 if "run" in line:
                     run = {name: _scalar(line["run"][name])
                            for name in lab_logger.RUN_COLUMNS if name in line["run"]}
                     if not isinstance(run.get("run_id"), str):
                         raise ValueError("a run without a run_id")
-                    n_runs, run_id = n_runs + 1, run["run_id"]
-                    yield n_runs, run
-                elif number > 1 and not n_runs:
+                    begun, run_id, n_left = number, run["run_id"], line.get("n_points", 0)
+                    yield begun, run
+                elif not begun:
                     raise ValueError("points before the first run")
-                elif number > 1:
-                    yield n_runs, [
+                else:
+                    n_left -= len(line["points"])
+                    yield begun, [
                         (_scalar(epoch), _scalar(step), _scalar(name),
                          float(value) if value in _INFINITE else _scalar(value), _scalar(at))
                         for epoch, step, name, value, at in line["points"]]
+            if n_left > 0:
+                raise ValueError(f"{plural(n_left, 'point')} of {run_id!r} should be there by now")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise LabError(f"line {number} of {path!r} is none of an export "
                        f"({getattr(error, 'msg', error)}): " + (
             "give JSON lines of `ailab export`, or a lab's database" if number < 2 else
             "the runs before it are taken in" + bool(run_id) * (
                 f", but for {run_id!r}, which may be cut short"))) from error
-    if not number:
-        raise LabError(f"{path!r} is empty")
 
 
 def _scalar(value: Any) -> Any:
@@ -4031,7 +4035,8 @@ def check_whole(conn: sqlite3.Connection, db_path: str) -> Found:
     damage = [row[0] for row in conn.execute("PRAGMA integrity_check(10)")]
     yield damage == ["ok"], f"integrity of the file: {'; '.join(damage)}"
     orphans = sum(1 for _ in conn.execute("PRAGMA foreign_key_check"))
-    yield not orphans, f"{plural(orphans, 'point')} of runs that are not in the lab"
+    yield not orphans, f"{plural(orphans, 'point')} of runs that are not in the lab" + (
+        ": any SQLite tool can delete them from run_metrics" if orphans else "")
     problems = index_problems(conn, db_path)
     yield from ((None, f"the index for reading is wrong: {text}") for text in problems)
     if problems:

@@ -162,7 +162,7 @@ def test_trash_goes_along_where_it_is_asked_for_and_stays_trash(lab, tmp_path, o
 
 
 @pytest.mark.parametrize(("text", "told"), [
-    ("", "is empty"), ("{}\n", "line 1"), ("nonsense", "line 1"), ("[]\n", "line 1"),
+    ("", "line 1"), ("{}\n", "line 1"), ("nonsense", "line 1"), ("[]\n", "line 1"),
     ('HEAD{"run": {}}', "line 2"), ('HEAD{"run": {"run_id": 5}}', "line 2"),
     ('HEAD{"run": {"run_id": "a", "note": {}}}', "line 2"), ('HEAD{"points": 3}', "line 2"),
     ('HEAD{"run": {"run_id": "a", "pid": 99999999999999999999}}', "line 2"),
@@ -203,6 +203,22 @@ def test_run_with_a_broken_line_is_left_out_whole_and_those_before_it_stay(
     write_lines(path, *lines[:4], lines[5])
     assert run_cli("import", path, "--db", other) == 0
     assert [row["run_id"] for row in table(other, "run_metrics")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("n_lines", [2, 3])
+def test_export_that_was_cut_between_two_lines_brings_no_half_of_a_run(
+        lab, tmp_path, other, capsys, n_lines):
+    lab.conn.executemany("INSERT INTO run_metrics (run_id, metric_name, metric_value) "
+                         "VALUES (?, 'long', ?)", [(lab.ids["lr_01"], i) for i in range(1_500)])
+    out = tmp_path / "x.jsonl"
+    run_cli("export", "-o", out, "--where", f"run_id = '{lab.ids['lr_01']}'")
+    lines = out.read_text("utf-8").splitlines(keepends=True)
+    assert len(lines) == 4                       # its head, the run, 1,000 points, the rest
+    for rest in ([], ['{"run": {"run_id": "next"}}\n']):
+        out.write_text("".join(lines[:n_lines] + rest), "utf-8")
+        assert run_cli("import", out, "--db", other) == 1
+        assert f"of '{lab.ids['lr_01']}' should be there by now" in capsys.readouterr().err
+    assert table(other, "runs") == table(other, "run_metrics") == []
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
