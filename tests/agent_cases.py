@@ -228,6 +228,7 @@ CASES = [Case(*(part.strip() if part else part for part in row)) for row in [
     ("llm", "time", "best run since 2026-11-19", "best_run", "mi2", "6.5"),
     ("llm", "time", "latest run", "best_run", "gp3", "2026-11-24 10:00"),
     ("iris", "time", "latest 3 runs", "recent_runs", "diverged killed failed", "3 latest"),
+    ("llm", "time", "latest 3 runs with lora rank 16", "recent_runs", "ll2", "The 1 latest run with"),
     ("iris", "time", "runs today", "no_match", "", "No run"),
     # Counts.
     ("iris", "count", "how many runs failed?", "count_runs", "failed", "1 run"),

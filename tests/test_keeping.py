@@ -594,6 +594,20 @@ def test_check_takes_points_that_are_not_yet_summarised_for_no_fault(lab):
     assert ailab.index_problems(lab.conn, lab.db_path) == []
 
 
+def test_check_is_of_one_moment_while_points_come_in(lab, monkeypatch):
+    calls, refresh = [], ailab.refresh
+
+    def refresh_and_log(conn):
+        refresh(conn)
+        calls.append(conn)
+        if len(calls) < 3:
+            lab.conn.execute("INSERT INTO run_metrics (run_id, metric_name, metric_value) "
+                             "VALUES (?, 'late', 1)", (lab.ids["lr_01"],))
+    monkeypatch.setattr(ailab, "refresh", refresh_and_log)
+    assert ailab.index_problems(lab.conn, lab.db_path) == []
+    assert [conn is lab.conn for conn in calls] == [True, True, True, False]
+
+
 def test_check_finds_journals_that_cannot_be_read_or_have_another_offset(lab, capsys):
     folder = lab.db_path + ".journals"
     os.mkdir(folder)
