@@ -73,6 +73,7 @@ MAX_WHERE, MAX_TERMS, MAX_DEPTH = 4_000, 200, 20  # characters, operands, bracke
 WHERE_S = 1.5                            # an answer with `where` is given up after this
 PROGRESS_OPS = 20_000                    # of SQLite between two looks at the clock
 WIDE = 1_000                             # runs that make a set too large to be made for a page
+FEW = 16 * WIDE                          # runs of which each may be asked for what else is wanted
 MAX_NAMES = 1_000                        # of the lab looked through for one like a mistyped name
 
 MAX_NESTED = 100                         # levels of JSON that are shown
@@ -585,6 +586,7 @@ class RunQuery:
     way: Callable[[str], str] = field(default_factory=lambda: direction)
     expression: Where | None = None
     until: float = 0.0                   # when its work ends, by the thread's clock
+    total: int | None = None             # runs that it keeps, where a page has counted them
 
     @property
     def is_by_curve(self) -> bool:
@@ -600,27 +602,41 @@ class RunQuery:
         """Give the WHERE text; a metric that the statement joins already is left out."""
         return "\n  AND ".join([*self.where, *[self.metric_leaf()] * (not is_metric_joined)])
 
-    def count(self) -> str:
-        """Write the SELECT of how many runs there are: by one index, or the tally, if it can be."""
-        alone = [*self.where[1:], *[self.metric_leaf()] * bool(self.metric)]
-        if not alone:
-            return "SELECT n_runs FROM tally WHERE kind = 'run'"
-        if alone == [_SEARCH]:
-            return "SELECT count(*) FROM run_search WHERE run_search MATCH :q"
-        if len(alone) == 1 and (found := re.fullmatch(r"r\.(\w+) = :\1", alone[0])):
-            return f"SELECT n_runs FROM tally WHERE kind = '{found[1]}' AND name = :{found[1]}"
-        for leaf in [self.metric_leaf(), *(self.expression.leaves if self.expression else [])]:
-            if leaf.startswith(_LEAF) and alone in ([leaf], [f"({leaf})"]):
-                return f"SELECT count(*) {leaf[leaf.index('FROM'):-1]}"
-        return f"SELECT count(*) FROM runs r WHERE {self.conditions()}"
+    def needed(self) -> list[str]:
+        """List what a run has to meet, besides being visible."""
+        return [*self.where[1:], *[self.metric_leaf()] * bool(self.metric)]
 
-    def needs(self, leaf: str) -> bool:
-        """Tell whether a run has to meet this leaf: nothing else stands beside it in an `or`."""
-        return self.expression is None or leaf not in self.expression.optional
+    def count(self, first: str, others: list[str]) -> str:
+        """Write the SELECT of how many runs there are: by the tally, or one index, if it can be."""
+        if not first:
+            return "SELECT n_runs FROM tally WHERE kind = 'run'"
+        if not others and first.startswith("NOT r."):
+            return self.count("", []).replace("n_runs", f"n_runs - ({self.count(first[4:], [])})")
+        if not others and first == _SEARCH:
+            return "SELECT count(*) FROM run_search WHERE run_search MATCH :q"
+        if not others and (found := re.fullmatch(r"r\.(\w+) = :\1", first)):
+            return f"SELECT n_runs FROM tally WHERE kind = '{found[1]}' AND name = :{found[1]}"
+        return f"SELECT count(*) {self.source(first, others)}"
+
+    def source(self, first: str, others: list[str], is_sorted: bool = False) -> str:
+        """Write the FROM of the runs that meet `first`, each of which is asked for the `others`.
+
+        A run `r` has its facts where one of these or the sorting needs them: as late as they allow.
+        The index of values knows visible runs only.
+        """
+        table, _, met = first[len(_LEAF):-1].partition(" WHERE ")
+        if not first.startswith(_LEAF):
+            table, met = "runs", f"{first} AND {self.where[0]}"
+        needs_facts = first in self.leaves() and any(map(_OF_RUNS.search, others))
+        source, tests = f"{table} r", [met] if needs_facts else [met, *others]
+        if needs_facts or is_sorted:
+            source = f"{table} s CROSS JOIN runs r INDEXED BY runs_facts ON r.run_id = s.run_id"
+            tests = [test.replace("r.", "s.") for test in tests] + others * needs_facts
+        return f"FROM {source} WHERE {' AND '.join(tests)}"
 
     def leaves(self) -> list[str]:
         """List the conditions in it that an index answers."""
-        found = [self.metric_leaf()] * bool(self.metric and not self.is_joined)
+        found = [self.metric_leaf()] * bool(self.metric)
         found += [f"r.{name} = :{name}" for name in _EQUAL if name in self.bound]
         return found + (self.expression.leaves if self.expression else [])
 
@@ -679,7 +695,7 @@ def run_query(given: dict[str, Any], way: Callable[[str], str] | None = None) ->
     _add_metric(query, given)
     if given.get("where") is not None:
         query.expression = Where(given["where"], way)
-        query.where.append(query.expression.sql)
+        query.where += query.expression.needed
         query.bound.update(query.expression.bound)
     return query
 
@@ -698,6 +714,8 @@ _WHERE_FIELDS = {**dict.fromkeys((
     "status", "experiment_name", "model_name", "task_name", "dataset_id", "note", "run_id",
     "hostname", "git_hash", "command"), "text"), "timestamp": "time", "duration": "number"}
 _LEAF = "r.run_id IN (SELECT run_id FROM "      # begins what an index of values answers
+_OF_FIELD = re.compile(r"\(+r\.\w+ [<=>]+ :")     # what an index of a field answers
+_OF_RUNS = re.compile(r"\br\.(?!run_id)")       # of a run more than its id
 _THROUGH_INDEX = "r.rowid IN (SELECT rowid FROM runs WHERE {})"
 _A_KIND = {"condition": "a condition", "number": "a number", "text": "text", "time": "a time",
            "param": "a param"}
@@ -720,10 +738,12 @@ class Term(NamedTuple):
     inner: str = ""
     frame: str = "{}"
     chain: str = ""                      # the operators of a sum or product in one pair of brackets
+    needed: tuple[str, ...] = ()         # of a condition: what has to hold, all of it
 
 
 class Where:
-    """A `where` expression, read: `sql`, the values it has `bound`, and the lab's `names` in it.
+    """A `where` expression, read: the SQL that is `needed`, all of it, the values it has `bound`,
+    and the lab's `names` in it.
 
     Raises: BadQuery, which says at which column what was expected.
     """
@@ -732,14 +752,13 @@ class Where:
         self.way, self.depth, self.n_terms, self.place = way, 0, 0, 0
         self.bound: dict[str, Any] = {}
         self.leaves: list[str] = []
-        self.optional: set[str] = set()                  # those of them beside others in an `or`
         self.names: list[tuple[str, str, int]] = []      # metrics or params, name, column
         self.tokens = list(_where_tokens(text))
         found = self.either(False)
         if found.kind != "condition" or self.token.kind != "end":
             raise self.expected("and, or, or the end" if found.kind == "condition"
                                 else "a comparison such as >= 0.9")
-        self.sql = found.sql
+        self.needed = found.needed
 
     @property
     def token(self) -> Token:
@@ -764,7 +783,7 @@ class Where:
 
     def framed(self, frame: str, test: str) -> str:
         sql = frame.format(test)
-        if sql.startswith((_LEAF, "(r.")) and "!=" not in sql:
+        if sql.startswith(_LEAF) or _OF_FIELD.match(sql):
             self.leaves.append(sql)
         return sql
 
@@ -775,16 +794,16 @@ class Where:
         return self.chain("and", " OR " if is_not else " AND ", self.negated, is_not)
 
     def chain(self, word: str, glue: str, part: Callable[[bool], Term], is_not: bool) -> Term:
-        n_leaves, found = len(self.leaves), [part(is_not)]
+        found = [part(is_not)]
         while self.take(word):
             found.append(part(is_not))
         if len(found) == 1:
             return found[0]
-        self.optional.update(self.leaves[n_leaves:] if glue == " OR " else ())
         for term in found:
             if term.kind != "condition":
                 raise BadQuery(f"{word} joins comparisons (x>1), not {_A_KIND[term.kind]}", term.at)
-        return found[0]._replace(sql=f"({glue.join(term.sql for term in found)})")
+        return _joined(glue, [part for term in found for part in term.needed]
+                       if glue == " AND " else [term.sql for term in found], found[0].at)
 
     def negated(self, is_not: bool) -> Term:
         before = self.place
@@ -820,9 +839,7 @@ class Where:
                     raise self.expected("in or like")
         if not tests:
             return first
-        self.optional.update(tests if is_not and len(tests) > 1 else ())
-        glue = " OR " if is_not else " AND "             # of a < b < c
-        return Term("condition", f"({glue.join(tests)})", first.at)
+        return _joined(" OR " if is_not else " AND ", tests, first.at)     # of a < b < c
 
     def test(self, left: Term, sign: str, right: Term) -> tuple[str, str]:
         """Write one comparison: (frame, what goes into it)."""
@@ -860,8 +877,8 @@ class Where:
             raise BadQuery("is null asks about a metric, a param or a field of the run", left.at)
         if left.frame == "{}":
             return f"{left.inner or left.sql} IS {'NOT ' * is_not}NULL"
-        has = left.frame.format(f"{left.inner} < ''" if left.kind == "number"
-                                else f"{left.inner} IS NOT NULL")
+        has = self.framed(left.frame, f"{left.inner} < ''" if left.kind == "number"
+                          else f"{left.inner} IS NOT NULL")
         return has if is_not else f"NOT {has}"
 
     def in_test(self, left: Term, is_not: bool) -> str:
@@ -999,6 +1016,11 @@ class Where:
         return found
 
 
+def _joined(glue: str, tests: list[str], at: int) -> Term:
+    sql, is_one = f"({glue.join(tests)})", glue == " AND " or len(tests) == 1
+    return Term("condition", sql, at, needed=tuple(tests) if is_one else (sql,))
+
+
 def _checked_kinds(left: Term, right: Term) -> set[str]:
     kinds = {left.kind, right.kind}
     if "condition" in kinds or len(kinds - {"param"}) > 1 or kinds == {"param", "time"}:
@@ -1073,6 +1095,9 @@ def row_by_row(leaf: str) -> str:
         "WHERE", "WHERE run_id = r.run_id AND", 1)
 
 
+_PAGE_COLUMNS = ", ".join(f"r.{column}" for column in (*SUMMARY_COLUMNS, "params_json"))
+
+
 def page_statements(query: RunQuery, is_narrow: bool = False) -> tuple[str, str, str]:
     """Write a page's SELECTs: runs that have what they are sorted by, those that lack it, a count.
 
@@ -1082,7 +1107,6 @@ def page_statements(query: RunQuery, is_narrow: bool = False) -> tuple[str, str,
     way = "ASC" if query.is_ascending else "DESC"
     kind, _, name = query.sort.partition(".")
     query.bound["sort_name"] = name
-    columns = ", ".join(f"r.{column}" for column in (*SUMMARY_COLUMNS, "params_json"))
     if kind in ("metrics", "params"):
         table, key = NAMED[kind]
         low, high = (":metric_min", ":metric_max") if query.is_joined else ("-9e999", "9e999")
@@ -1105,8 +1129,8 @@ def page_statements(query: RunQuery, is_narrow: bool = False) -> tuple[str, str,
         kept, order = kept.replace(_SEARCH, "run_search MATCH :q"), f"run_search.rowid {way}"
     ranks = f"FROM {source}\nWHERE {ranked}\n  AND {kept}"
     page = "LIMIT :limit OFFSET :offset"
-    return (f"SELECT {columns}\n{ranks}\nORDER BY {order}\n{page}",
-            f"SELECT {columns}\nFROM runs r\nWHERE {query.conditions()}\n  AND {lacks}\n"
+    return (f"SELECT {_PAGE_COLUMNS}\n{ranks}\nORDER BY {order}\n{page}",
+            f"SELECT {_PAGE_COLUMNS}\nFROM runs r\nWHERE {query.conditions()}\n  AND {lacks}\n"
             f"ORDER BY r.timestamp DESC, r.run_id DESC\n{page}", f"SELECT count(*)\n{ranks}")
 
 
@@ -1268,7 +1292,8 @@ CREATE TABLE metric_summary (        -- one row per run and metric
     {", ".join(f"{at} {'REAL' if at.endswith('value') else 'INTEGER'}" for at in _AT)},
     PRIMARY KEY (run_id, metric_name)  -- min and max are over finite values
 ) WITHOUT ROWID;;
-{"".join(f"CREATE INDEX metric_summary_{name} ON metric_summary (metric_name, {sql}, run_id);;"
+{"".join(f"CREATE INDEX metric_summary_{name} ON metric_summary (metric_name, {sql}, run_id"
+         f"{f', n_points, {name}_value, value' * (name != 'final')});;"
          for name, sql in VALUES.items())}
 CREATE TABLE run_params (            -- one row per run and param, nested names joined by dots
     run_id TEXT NOT NULL,
@@ -1343,6 +1368,7 @@ CREATE TRIGGER run_metrics_update AFTER UPDATE ON run_metrics
     BEGIN {_MARK.format("OLD")} {_MARK.format("NEW")} END;;
 CREATE TRIGGER run_metrics_delete AFTER DELETE ON run_metrics BEGIN {_MARK.format("OLD")} END;;
 CREATE INDEX runs_timestamp ON runs (timestamp, run_id);;
+CREATE INDEX runs_facts ON runs (run_id, {", ".join(_NAMES)}, duration_s, timestamp);;
 CREATE INDEX runs_duration ON runs (duration_s, run_id);;
 CREATE INDEX runs_command ON runs (command, timestamp);;
 CREATE INDEX runs_note ON runs (note, timestamp) WHERE note IS NOT NULL;;
@@ -1354,6 +1380,7 @@ CREATE INDEX runs_parent ON runs (parent_run_id) WHERE parent_run_id IS NOT NULL
     "UPDATE runs SET params_json = params_json, final_metrics_json = final_metrics_json")
 
 
+_INDEX_STATEMENTS = [statement.strip() for statement in _INDEX_SCHEMA.split(";;")]
 _INDEX_PARTS = re.findall(r"CREATE (?:VIRTUAL )?(TABLE|TRIGGER|INDEX) (\w+)", _INDEX_SCHEMA)
 
 
@@ -1379,21 +1406,22 @@ def open_lab(path: str, mode: str = "rw", timeout_s: float = 30.0) -> sqlite3.Co
                       file=sys.stderr, flush=True)
             for kind, name in [("TRIGGER", "run_metrics_insert"), *_INDEX_PARTS]:   # older ones
                 conn.execute(f"DROP {kind} IF EXISTS {name}")
-            for statement in (_DIRECTIONS, *_INDEX_SCHEMA.split(";;")):
+            for statement in (_DIRECTIONS, *_INDEX_STATEMENTS):
                 conn.execute(statement)
             refresh(conn)
     return conn
 
 
 def _is_whole(conn: sqlite3.Connection) -> bool:
-    """Tell whether both tables, their columns and all that makes reading fast are there."""
-    names = [name for _, name in _INDEX_PARTS] + ["metric_directions", "run_metrics_curve"]
-    wanted = {"sqlite_master": names, "pragma_table_info('runs')": [*lab_logger.RUN_COLUMNS],
-              "pragma_table_info('run_metrics')": [*lab_logger.METRIC_COLUMNS]}
-    return all(conn.execute(
-        f"SELECT count(*) FROM {source} WHERE name IN ({', '.join('?' * len(names))})", names
-        ).fetchone()[0] == len(names) for source, names in wanted.items()) and conn.execute(
-            "SELECT EXISTS (SELECT 1 FROM summarised)").fetchone()[0] == 1
+    """Tell whether both tables, their columns and all that makes reading fast are as made here."""
+    made = {word for row in conn.execute("SELECT name, sql FROM sqlite_master") for word in row}
+    columns = [{row[1] for row in conn.execute(f"PRAGMA table_info({table})")}
+               for table in ("runs", "run_metrics")]
+    return (made.issuperset([part for part in _INDEX_STATEMENTS if part.startswith("CREATE")])
+            and made.issuperset(["metric_directions", "run_metrics_curve"])
+            and columns[0].issuperset(lab_logger.RUN_COLUMNS)
+            and columns[1].issuperset(lab_logger.METRIC_COLUMNS)
+            and conn.execute("SELECT EXISTS (SELECT 1 FROM summarised)").fetchone()[0] == 1)
 
 
 def refresh(conn: sqlite3.Connection) -> None:
@@ -1592,9 +1620,9 @@ def _meet_more(conn: sqlite3.Connection, query: RunQuery, leaf: str, than: int) 
 def _by_width(conn: sqlite3.Connection, query: RunQuery) -> tuple[list[str], list[str]]:
     """Part a query's leaves: those that so many runs meet that a page is read sooner run by run."""
     parted: tuple[list[str], list[str]] = [], []
-    for leaf in query.leaves():
+    for leaf in query.leaves()[query.is_joined:]:
         is_set, is_few = leaf.startswith(_LEAF), not _meet_more(conn, query, leaf, WIDE)
-        if is_set or is_few or not query.needs(leaf):    # else its index has the runs in order
+        if is_set or is_few or leaf not in query.needed():   # else its index has the runs in order
             parted[is_few].append(leaf)
     return parted
 
@@ -1632,8 +1660,13 @@ def list_runs(conn: sqlite3.Connection, query: RunQuery, *, limit: int, offset: 
 def find_runs(conn: sqlite3.Connection, query: RunQuery, limit: int, offset: int,
               has_rest: bool = True) -> list[tuple[tuple, tuple]]:
     """Find the runs of list_runs(), each as what _summary() takes."""
+    if query.sort == "timestamp":
+        first, others, is_few = _rarest(conn, query, FEW)
+        if is_few and others:
+            return _find_all(conn, query, query.source(first, others, True), limit, offset)
     wide, narrow = _by_width(conn, query)
-    ranked, rest, count = page_statements(query, is_narrow=any(map(query.needs, narrow)))
+    ranked, rest, count = page_statements(
+        query, is_narrow=any(leaf in query.needed() for leaf in narrow))
     bound = {**query.bound, "limit": limit, "offset": offset}
     for leaf in wide:
         ranked, rest = (text.replace(leaf, row_by_row(leaf)) for text in (ranked, rest))
@@ -1648,15 +1681,47 @@ def find_runs(conn: sqlite3.Connection, query: RunQuery, limit: int, offset: int
     return _with_metrics(conn, rows, bound)
 
 
-def count_runs(conn: sqlite3.Connection, query: RunQuery) -> int:
-    """Count the runs that a query keeps: of several conditions, from those that meet the rarest."""
-    count, needed = query.count(), [leaf for leaf in query.leaves() if query.needs(leaf)]
-    rarest = next((leaf for than in (WIDE, 8 * WIDE, 64 * WIDE) for leaf in needed
-                   if not _meet_more(conn, query, leaf, than)), "") if len(needed) > 1 else ""
-    for leaf in needed if rarest else ():
-        count = count.replace(leaf, leaf if leaf == rarest else row_by_row(leaf))
+def _find_all(conn: sqlite3.Connection, query: RunQuery, source: str, limit: int,
+              offset: int) -> list[tuple[tuple, tuple]]:
+    """Find a page by listing all that a query keeps: so they need not be counted besides."""
+    way = "ASC" if query.is_ascending else "DESC"
     with _bounded(conn, query):
-        return (conn.execute(count, query.bound).fetchone() or (0,))[0]
+        ids = [row[0] for row in conn.execute(
+            f"SELECT r.run_id {source} ORDER BY r.timestamp {way} NULLS LAST, r.run_id {way}",
+            query.bound)]
+    query.total, ids = len(ids), ids[offset:offset + limit]
+    rows = {row[0]: row for row in ids and conn.execute(
+        f"SELECT {_PAGE_COLUMNS} FROM runs r WHERE r.run_id IN ({', '.join('?' * len(ids))})", ids)}
+    return _with_metrics(conn, [rows[run_id] for run_id in ids if run_id in rows], query.bound)
+
+
+def count_runs(conn: sqlite3.Connection, query: RunQuery) -> int:
+    """Count the runs that a query keeps."""
+    if query.total is None:
+        first, others, _ = _rarest(conn, query, 4 * FEW)
+        with _bounded(conn, query):
+            query.total = (conn.execute(query.count(first, others),
+                                        query.bound).fetchone() or (0,))[0]
+    return query.total
+
+
+def _rarest(conn: sqlite3.Connection, query: RunQuery, most: int) -> tuple[str, list[str], bool]:
+    """Give a condition that at most `most` runs meet, the others, and whether these are FEW.
+
+    Then the others are asked of each of them, and need no sets of all that meet them.
+    """
+    needed, is_few = query.needed(), False
+    first, others = "".join(needed[:1]), needed[1:]
+    leaves = query.leaves() if others else []
+    for than, leaf in itertools.product((WIDE, 4 * WIDE, FEW, 4 * FEW), leaves):
+        if than <= most and leaf in needed and not _meet_more(conn, query, leaf, than):
+            first, is_few = leaf, than <= FEW
+            others = [part for part in needed if part != leaf]
+            break
+    for leaf in leaves:
+        if is_few or not leaf.startswith(_LEAF):
+            others = [part.replace(leaf, row_by_row(leaf)) for part in others]
+    return first, others, is_few
 
 
 # The last point of each of a run's metrics at the epoch (or step) of the best: found by halving,

@@ -256,6 +256,15 @@ def test_an_index_of_an_older_version_is_made_anew(lab, mode):
     conn.close()
 
 
+def test_an_index_part_that_was_made_otherwise_is_made_anew(lab, db_path):
+    parts = "SELECT name, sql FROM sqlite_master ORDER BY name"
+    made = lab.conn.execute(parts).fetchall()
+    lab.conn.executescript("DROP INDEX runs_duration; CREATE INDEX runs_duration ON runs (note);")
+    assert lab.conn.execute(parts).fetchall() != made
+    ailab.open_lab(db_path).close()
+    assert lab.conn.execute(parts).fetchall() == made
+
+
 def test_a_lab_of_the_schema_before_gets_its_new_columns(lab):
     lab.conn.executescript("".join(f"ALTER TABLE runs DROP COLUMN {name};" for name in (
         "end_reason", "received_from", "resumptions_json")) + "PRAGMA user_version = 1;")

@@ -73,10 +73,10 @@ def fill(db_path: str, n_runs: int) -> None:
     ailab.open_lab(db_path).close()
 
 
-def p50_p95(call) -> tuple[float, float]:
-    """Time `call(i)` N_CALLS times; gives milliseconds."""
+def p50_p95(call, n_calls: int = N_CALLS) -> tuple[float, float]:
+    """Time `call(i)` so many times; gives milliseconds."""
     times = []
-    for i in range(N_CALLS):
+    for i in range(n_calls):
         start = time.perf_counter()
         call(i)
         times.append((time.perf_counter() - start) * 1e3)
@@ -91,6 +91,8 @@ def routes(n_runs: int) -> dict[str, tuple]:
 
     def compared(i: int, n: int) -> str:
         return "/runs/compare?ids=" + "&ids=".join(run_id((i + j) % n_runs) for j in range(n))
+    def raw(text: str) -> str:
+        return RAW.format(f"WHERE {text.format(SUMMARY.replace(', value ', ' '))}")
     page, top = RAW.format(""), f"{SUMMARY} ORDER BY value DESC LIMIT 50"
     return {
         "page of 50": (lambda i: f"/runs?offset={i}", page, ()),
@@ -98,13 +100,23 @@ def routes(n_runs: int) -> dict[str, tuple]:
             lambda i: f"/runs?metric_name=accuracy&metric_min={0.9 + i / 1e4}"
                       "&sort=metrics.accuracy", top, (0.9,)),
         "by metric, newest first": (
-            lambda i: f"/runs?metric_name=accuracy&metric_min={0.9 + i / 1e4}", top, (0.9,)),
-        "where, one metric": (lambda i: where(f"metrics.accuracy >= {0.9 + i / 1e4}"), top, (0.9,)),
+            lambda i: f"/runs?metric_name=accuracy&metric_min={0.9 + i / 1e4}",
+            raw("run_id IN ({})"), (0.9,)),
+        "where, one metric": (lambda i: where(f"metrics.accuracy >= {0.9 + i / 1e4}"),
+                              raw("run_id IN ({})"), (0.9,)),
         "where, three conditions": (
             lambda i: where(f"metrics.accuracy >= {0.95 + i / 1e5} and params.learning_rate < 0.1 "
-                            'and model_name in ["model_3", "model_4"]'), top, (0.95,)),
+                            'and model_name in ["model_3", "model_4"]'),
+            raw("run_id IN ({}) AND model_name IN ('model_3', 'model_4') AND run_id IN (SELECT "
+                "run_id FROM run_params WHERE param_name = 'learning_rate' AND value < 0.1)"),
+            (0.95,)),
+        "where, two wide metrics": (
+            lambda i: where(f"metrics.accuracy >= {0.5 + i / 1e5} and metrics.test_loss < 0.4"),
+            raw("run_id IN ({}) AND run_id IN (SELECT run_id FROM metric_summary WHERE "
+                "metric_name = 'test_loss' AND value < 0.4)"), (0.5,)),
         "where, or": (lambda i: where(f"metrics.accuracy >= {0.99 + i / 1e5} or model_name = "
-                                      '"model_3"'), top, (0.99,)),
+                                      '"model_3"'),
+                      raw("run_id IN ({}) OR model_name = 'model_3'"), (0.99,)),
         "full-text q": (lambda i: f"/runs?q=experiment_{i}+sgd",
                         "SELECT count(*) FROM run_search WHERE run_search MATCH ?", ("sgd",)),
         "leaderboard": (lambda i: f"/runs/leaderboard?metric_name=accuracy&top_k={10 + i % 10}",
@@ -182,7 +194,8 @@ def bench_routes(db_path: str, n_runs: int) -> None:
         conn = ailab.open_lab(db_path, "ro")
         for name, (address, sql, values) in routes(n_runs).items():
             ours = p50_p95(lambda i, address=address: get(address(i)))
-            raw = p50_p95(lambda i, sql=sql, values=values: conn.execute(sql, values).fetchall())[0]
+            raw = p50_p95(lambda i, sql=sql, values=values: conn.execute(sql, values).fetchall(),
+                          N_CALLS // 10)[0]
             print(f"  {name:<26}p50 {ours[0]:8.2f} ms  p95 {ours[1]:8.2f} ms   raw SQLite "
                   f"{raw:8.2f} ms  {ours[0] / raw:6.1f}x")
         conn.close()
