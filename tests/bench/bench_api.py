@@ -187,20 +187,19 @@ def served(db_path: str):
 
 def bench_routes(db_path: str, n_runs: int) -> None:
     """Print a line for each route, while another process logs."""
-    with served(db_path) as (took_s, megabytes, get):
-        print(f"\n{n_runs:,} runs: served after {took_s:.2f} s, {megabytes:.0f} MB")
-        live = subprocess.Popen([sys.executable, "-c", LOGGING, str(ROOT), db_path])
+    with served(db_path) as (took_s, megabytes, get), contextlib.ExitStack() as ends:
+        print(f"\n{n_runs:,} runs: served after {took_s:.2f} s, {megabytes:.1f} MB")
+        live = ends.enter_context(
+            subprocess.Popen([sys.executable, "-c", LOGGING, str(ROOT), db_path]))
+        ends.callback(live.kill)
         time.sleep(1)
-        conn = ailab.open_lab(db_path, "ro")
+        conn = ends.enter_context(contextlib.closing(ailab.open_lab(db_path, "ro")))
         for name, (address, sql, values) in routes(n_runs).items():
             ours = p50_p95(lambda i, address=address: get(address(i)))
             raw = p50_p95(lambda i, sql=sql, values=values: conn.execute(sql, values).fetchall(),
                           N_CALLS // 10)[0]
             print(f"  {name:<26}p50 {ours[0]:8.2f} ms  p95 {ours[1]:8.2f} ms   raw SQLite "
                   f"{raw:8.2f} ms  {ours[0] / raw:6.1f}x")
-        conn.close()
-        live.kill()
-        live.wait()
 
 
 def bench_throughput(db_path: str) -> None:
