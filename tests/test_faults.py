@@ -378,11 +378,13 @@ def test_journal_folder_removed_under_a_run_that_is_then_killed_loses_nothing(pl
     body = BODY % """
     import shutil, signal
     shutil.rmtree(os.environ["DB_PATH"] + ".journals")
-    time.sleep(2)                                 # the drainer looks every half second
+    until = time.monotonic() + 60
+    while not lab_logger._warned and time.monotonic() < until:     # the drainer looks now and then
+        time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)
 """.strip()
     with train(body, place, DB_PATH=str(place / "lab" / "lab.db")) as process:
-        stderr = process.communicate(timeout=30)[1]
+        stderr = process.communicate(timeout=60)[1]
     assert process.returncode == -signal.SIGKILL
     assert len(stderr.splitlines()) == 1 and "was removed while it was written" in stderr
     taken_in(place / "lab" / "lab.db")
@@ -446,7 +448,7 @@ def test_child_forked_in_the_middle_that_ends_in_any_way_leaves_the_run_alone(pl
         os.waitpid(pid, 0)
 """.strip()
     with train(body, place, DB_PATH=str(place / "lab" / "lab.db")) as process:
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (7, "")
     assert stdout.splitlines()[-2:] == ["True", "True None None"]
     assert taken_in(place / "lab" / "lab.db") == (0, 0)
@@ -462,7 +464,7 @@ def test_child_that_lives_on_after_the_run_has_ended_holds_nothing_up(place):
         os._exit(0)
 """.strip()
     with train(body, place, DB_PATH=str(place / "lab" / "lab.db")) as process:
-        assert process.communicate(timeout=30) == ("True\nTrue None None\n", "")
+        assert process.communicate(timeout=60) == ("True\nTrue None None\n", "")
     assert process.returncode == 7
     assert curves(place / "lab" / "lab.db") == {"finished": LOSSES, "failed": LOSSES}
 
@@ -480,7 +482,7 @@ with lab_logger.start_run("threads") as run:
     [thread.join() for thread in threads]
 """
     with train(body, place, DB_PATH=str(place / "lab" / "lab.db")) as process:
-        assert process.communicate(timeout=30) == ("", "")
+        assert process.communicate(timeout=60) == ("", "")
     for i in range(8):
         assert rows(place / "lab" / "lab.db", "SELECT step, metric_value FROM run_metrics WHERE "
                     "metric_name = ? ORDER BY id", f"m{i}") == [(n, n / 2) for n in range(500)]

@@ -400,7 +400,7 @@ def test_lab_is_taken_in_with_the_journals_that_wait_beside_it(db_path, other, t
     process = train("from lab_logger import log, start_run\nimport os, signal\n"
                     "run = start_run('killed')\nfor e in range(50): log(epoch=e, loss=e)\n"
                     "os.kill(os.getpid(), signal.SIGKILL)", DB_PATH=db_path)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert run_cli("import", db_path, "--db", other) == 0
     (row,) = table(other, "runs")
     assert row["status"] == "killed" and len(table(other, "run_metrics")) == 50

@@ -1268,7 +1268,7 @@ def plain(db_path, *statements):
     other.close()
 
 
-def soon(check, within_s=6.0):
+def soon(check, within_s=60.0):
     """Ask again until it is true: the server looks for foreign changes every two seconds."""
     deadline = time.monotonic() + within_s
     while True:

@@ -64,13 +64,13 @@ class Training:
 
     def end(self):
         """Let the function return: the sentences on stderr. Value and exit status are untouched."""
-        stdout, stderr = self.process.communicate(timeout=30)
+        stdout, stderr = self.process.communicate(timeout=60)
         assert (self.process.returncode, stdout) == (7, "True\n"), stderr
         return stderr.splitlines()
 
     def kill(self):
         self.process.kill()
-        return self.process.communicate(timeout=30)
+        return self.process.communicate(timeout=60)
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def logged(n):
 
 
 def wait_for(server, status, n):
-    wait_until(lambda: losses(server) == [(status, logged(n))], limit_s=20)
+    wait_until(lambda: losses(server) == [(status, logged(n))], limit_s=60)
 
 
 def sync(server, folder, *arguments, **env):

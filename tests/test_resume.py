@@ -80,7 +80,7 @@ def test_killed_job_goes_on_with_its_run_and_repeated_epochs_replace_what_they_r
         n_logged = 6 + len(process.stdout.read().split())
         process.stderr.close()
     done = start(db_path, 4, 8)
-    assert done.communicate(timeout=30)[1] == "" and done.returncode == 0
+    assert done.communicate(timeout=60)[1] == "" and done.returncode == 0
     (run,) = rows(db_path, "SELECT * FROM runs")
     assert (run["run_id"], run["status"]) == ("slurm-4711", "finished")
     assert (run["end_reason"], run["error"]) == ("finished: ran to its end", None)
@@ -101,7 +101,7 @@ def test_run_that_is_alive_elsewhere_is_refused_and_nothing_of_it_changes(db_pat
     with start(db_path, 0, 1000, 0.05) as process:
         process.stdout.readline()
         second = start(db_path, 50, 52)
-        told = second.communicate(timeout=30)[1]
+        told = second.communicate(timeout=60)[1]
         assert second.returncode == 0
         assert len(told.splitlines()) == 1 and f"it is alive, process {process.pid}" in told
         assert "recorded as a run of its own" in told
@@ -119,7 +119,7 @@ def test_run_that_is_alive_elsewhere_is_refused_and_nothing_of_it_changes(db_pat
 
 def test_of_many_that_resume_at_once_one_goes_on_and_the_others_are_runs_of_their_own(db_path):
     with start(db_path, 0, 3) as first:
-        first.communicate(timeout=30)
+        first.communicate(timeout=60)
     many = [start(db_path, 3, 5, 1.0) for _ in range(4)]
     told = [process.communicate(timeout=60)[1] for process in many]
     assert sum("is alive" in text for text in told) == 3
