@@ -3318,13 +3318,17 @@ class LabServer(ThreadingHTTPServer):
             raise LabError(f"a server is at {path!r} already: stop it, or give another --socket")
         if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise LabError(f"{path!r} is no socket: give another --socket")
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        before = os.umask(0o177)
+        import tempfile
+        folder = tempfile.mkdtemp(prefix=".", dir=os.path.dirname(path) or ".")    # the user's
         try:
-            self.socket.bind(path)
+            bound = os.path.join(folder, "s")
+            self.socket.bind(bound)
+            os.chmod(bound, 0o600)
+            os.replace(bound, path)      # nobody else saw it before
         finally:
-            os.umask(before)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(bound)
+            os.rmdir(folder)
         self.server_name, self.server_port, self.own_socket = "localhost", 0, file_key(path)
 
     def get_request(self) -> tuple[socket.socket, Any]:

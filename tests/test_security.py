@@ -837,6 +837,10 @@ def test_answer_that_takes_long_is_not_ended_with_slow_requests(server, api, mon
     assert api("GET", "/lab")[0] == 200
 
 
+needs_sockets = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"),
+                                   reason="this system has no Unix sockets")
+
+
 class SocketClient(http.client.HTTPConnection):
     def __init__(self, path):
         super().__init__("localhost")
@@ -848,7 +852,24 @@ class SocketClient(http.client.HTTPConnection):
         self.sock.connect(self.path)
 
 
-@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
+@needs_sockets
+def test_socket_is_never_wider_than_its_user_and_the_umask_stays(lab, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen, put, before = [], os.replace, os.umask(0)
+
+    def replace(source, target):
+        seen.extend(stat.S_IMODE(os.lstat(path).st_mode)
+                    for path in (os.path.dirname(source), source))
+        put(source, target)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "umask", pytest.fail)
+        patch.setattr(os, "replace", replace)
+        ailab.make_server(lab.db_path, socket_path="lab.sock").server_close()
+    os.umask(before)
+    assert seen == [0o700, 0o600] and not [name for name in os.listdir() if name.startswith(".")]
+
+
+@needs_sockets
 def test_unix_socket_serves_its_user_alone_and_goes_with_its_server(lab, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)                   # a socket's path may have about 100 bytes
     serving = ailab.make_server(lab.db_path, socket_path="lab.sock")
@@ -871,7 +892,7 @@ def test_unix_socket_serves_its_user_alone_and_goes_with_its_server(lab, tmp_pat
     assert not os.path.exists("lab.sock")
 
 
-@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
+@needs_sockets
 def test_socket_of_a_server_that_took_its_place_stays_when_the_first_one_ends(lab, tmp_path,
                                                                              monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -884,7 +905,7 @@ def test_socket_of_a_server_that_took_its_place_stays_when_the_first_one_ends(la
     assert not os.path.exists("lab.sock")
 
 
-@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
+@needs_sockets
 def test_socket_asks_for_a_token_where_one_is_set(lab, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     serving = ailab.make_server(lab.db_path, socket_path="lab.sock", token="s3cret-token")
@@ -900,7 +921,7 @@ def test_socket_asks_for_a_token_where_one_is_set(lab, tmp_path, monkeypatch):
     assert got == [401, 200]
 
 
-@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
+@needs_sockets
 def test_socket_of_a_dead_server_is_replaced_and_another_file_is_not(lab, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as dead:
