@@ -45,11 +45,11 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from email.utils import formatdate
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode
+from wsgiref.handlers import format_date_time
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -1341,7 +1341,8 @@ CREATE TABLE summarised (            -- one row
     id INTEGER NOT NULL,             -- points up to this one are in metric_summary
     n_redone INTEGER NOT NULL        -- times that older points had changed
 );;
-INSERT INTO summarised VALUES ({FIRST_ID}, random() >> 32);;   -- unlike in an index before
+INSERT INTO summarised               -- unlike in an index before
+    VALUES ({FIRST_ID}, random() >> 32);;
 CREATE TRIGGER runs_insert AFTER INSERT ON runs WHEN NEW.run_id IS NOT NULL
     BEGIN {_INDEX_TEXT} {_INDEX_FINALS} {_MARK_ALL}
     DELETE FROM metric_summary WHERE run_id = NEW.run_id AND NEW.deleted_at IS NOT NULL; END;;
@@ -2483,7 +2484,7 @@ def index_problems(conn: sqlite3.Connection, path: str) -> list[str]:
         lab_logger.MIGRATIONS[0](new)
         columns = ", ".join(lab_logger.RUN_COLUMNS)
         new.execute(f"INSERT INTO main.runs ({columns}) SELECT {columns} FROM lab.runs")
-        for statement in _INDEX_SCHEMA.split(";;"):
+        for statement in _INDEX_STATEMENTS:
             new.execute(statement)
         new.execute("DROP TABLE main.run_metrics")       # from here on the name means the lab's
         refresh(new)
@@ -3001,14 +3002,13 @@ _ONCE = frozenset({"host", "content-length", "content-type", "origin", "authoriz
 _SAFE = ("X-Content-Type-Options: nosniff\r\nCross-Origin-Resource-Policy: same-origin\r\n"
          "Referrer-Policy: no-referrer")
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
-_http_date = functools.lru_cache(maxsize=2)(functools.partial(formatdate, usegmt=True))
+_http_date = functools.lru_cache(maxsize=2)(format_date_time)
 _API_POLICY = ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(StreamRequestHandler):
     """One connection: read a request, guard, dispatch, reply with one write, until it is closed."""
     server: LabServer
-    protocol_version = "HTTP/1.1"
     timeout = IDLE_S
     fields: dict[str, str]
 
@@ -3016,6 +3016,11 @@ class Handler(BaseHTTPRequestHandler):
         super().setup()
         if not self.server.socket_path:  # else headers and body wait 40 ms for each other
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+
+    def handle(self) -> None:
+        self.close_connection = False
+        while not self.close_connection:
+            self.handle_one_request()
 
     def handle_one_request(self) -> None:
         self.close_connection, self.is_body_read, self.command = True, False, ""
@@ -3275,9 +3280,10 @@ def _is_same(offered: str, token: str) -> bool:
     return hmac.compare_digest(offered.encode(), token.encode())     # in constant time
 
 
-class LabServer(ThreadingHTTPServer):
+class LabServer(ThreadingTCPServer):
     """A lab's server, a thread a connection; while it serves, it takes in what killed runs left."""
-    daemon_threads, request_queue_size = True, 256
+    daemon_threads = allow_reuse_address = True
+    request_queue_size = 256
     project: str
     token: str | None
 
@@ -3300,14 +3306,10 @@ class LabServer(ThreadingHTTPServer):
         super().__init__(address, Handler)
 
     def server_bind(self) -> None:
-        # Not HTTPServer's: it asks the name service for this machine's name, for seconds at times.
         if self.socket_path:
             return self._bind_socket(self.socket_path)
-        if self.allow_reuse_address:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        super().server_bind()
+        self.server_port = self.server_address[1]
 
     def _bind_socket(self, path: str) -> None:
         """Bind a Unix socket that is the user's alone, in place of one that nobody serves."""
@@ -3329,7 +3331,7 @@ class LabServer(ThreadingHTTPServer):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(bound)
             os.rmdir(folder)
-        self.server_name, self.server_port, self.own_socket = "localhost", 0, file_key(path)
+        self.server_port, self.own_socket = 0, file_key(path)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         request, address = super().get_request()
@@ -3671,7 +3673,7 @@ def absent(run: dict) -> str:
 
 def best_point(metric: dict) -> tuple[Any, Any]:
     """Give a MetricSummary's best logged value, and the epoch, or else step, it came at."""
-    end = "min" if metric["direction"] == "minimize" else "max"
+    end = _END[metric["direction"]]
     epoch = metric[f"{end}_epoch"]
     return metric[f"{end}_value"], metric[f"{end}_step"] if epoch is None else epoch
 
