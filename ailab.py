@@ -47,7 +47,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from email.utils import formatdate
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
@@ -2782,11 +2782,9 @@ ROUTES = (
           DirectionUpdate, needs="write"),
     Route("POST", "/ingest", "Take in journal lines from another machine", ingest, Held, INGESTED,
           bytes, needs="write"),
-    Route("POST", "/agent/query", "Ask the assistant",
-          answered, AgentAnswer, (),
-          AgentQuery, needs=""),
-    Route("GET", "/docs", "This API as a page", lambda r: docs_page(r.server.project),
+    Route("POST", "/agent/query", "Ask the assistant", answered, AgentAnswer, (), AgentQuery,
           needs=""),
+    Route("GET", "/docs", "This API as a page", lambda r: docs_page(r.server.project), needs=""),
     Route("GET", "/openapi.json", "This description", lambda r: openapi(r.server.project),
           dict[str, Any], needs=""),
     Route("GET", "/", "The dashboard", lambda r: static_file("index.html"), needs=""),
@@ -2795,10 +2793,12 @@ ROUTES = (
 
 
 @functools.lru_cache(maxsize=256)
-def match_route(method: str, path: str) -> tuple[Route, dict[str, str]]:
-    """Find a request's route: GET /runs/ab%2Fc gives that of /runs/{run_id}, {"run_id": "ab/c"}.
+def match_route(method: str, path: str,
+                pairs: tuple[tuple[str, str], ...]) -> tuple[Route, dict[str, Any]]:
+    """Find a request's route, its parameters and the parts of its path.
 
-    Raises: LabError 404, or 405 with Allow.
+    GET /runs/ab%2Fc gives the route of /runs/{run_id} and {"run_id": "ab/c"}.
+    Raises: LabError 404, 405 with Allow, or what parse_params() raises.
     """
     fits = [(route, found) for route in ROUTES if (found := _pattern(route.path).fullmatch(path))]
     if not fits:
@@ -2810,17 +2810,10 @@ def match_route(method: str, path: str) -> tuple[Route, dict[str, str]]:
         raise LabError(f"{method} is not possible here: use {allow}", 405, Allow=allow)
     route, found = routes[method]
     try:                                 # unquoted once, so that %252e stays a name
-        return route, {name: unquote(part, errors="strict")
-                       for name, part in found.groupdict().items()}
+        parts = {name: unquote(part, errors="strict") for name, part in found.groupdict().items()}
     except UnicodeDecodeError:
         raise LabError("the address is not UTF-8: percent-encode UTF-8 text") from None
-
-
-@functools.lru_cache(maxsize=256)
-def given_to(method: str, path: str, pairs: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """Parse a request's parameters and the parts of its path. Raises: LabError."""
-    route, parts = match_route(method, path)
-    return {**parse_params(route.params, pairs), **parts}
+    return route, {**parse_params(route.params, pairs), **parts}
 
 
 @functools.lru_cache(maxsize=64)
@@ -2831,31 +2824,24 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 def openapi(project: str = "ai-lab") -> dict:
     """Describe the API as an OpenAPI 3.1 document, made from ROUTES."""
-    from pydantic.json_schema import models_json_schema
-    models = {model.__name__: model for route in ROUTES
-              for model in (_model_of(route.answer), _model_of(route.body), Problem) if model}
-    _, schemas = models_json_schema([(models[name], "validation") for name in sorted(models)],
-                                    ref_template="#/components/schemas/{model}")
+    from pydantic import TypeAdapter
+    kinds = dict.fromkeys(kind for route in ROUTES for kind in (route.answer, route.body, Problem))
+    shapes, schemas = TypeAdapter.json_schemas(
+        [(kind, "validation", TypeAdapter(kind)) for kind in kinds],
+        ref_template="#/components/schemas/{model}")
     paths: dict[str, dict] = {}
     for route in ROUTES:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(
+            route, lambda kind: shapes[kind, "validation"])
     return {"openapi": "3.1.0", "paths": paths, "components": {"schemas": schemas["$defs"]},
             "info": {"title": f"{project}: AI-Lab", "version": lab_logger.__version__}}
 
 
-def _model_of(answer: Any) -> type[BaseModel] | None:
-    inner = (getattr(answer, "__args__", None) or (answer,))[0]
-    return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
-
-
-def _operation(route: Route) -> dict:
+def _operation(route: Route, shape_of: Callable[[Any], dict]) -> dict:
     names = re.findall(r"{(\w+)}", route.path)
-    model = _model_of(route.answer)
-    schema: dict[str, Any] = {"$ref": f"#/components/schemas/{model.__name__}"} if model else {}
-    if model and model is not route.answer:
-        schema = {"type": "array", "items": schema}
-    content = {"application/json": {"schema": schema}} if route.answer else {"*/*": {}}
-    problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    content = {"application/json": {"schema": shape_of(route.answer)}} if route.answer else {
+        "*/*": {}}
+    problem = {"application/json": {"schema": shape_of(Problem)}}
     statuses = [400, 401, 403, 404, 405, 413, 414, 422, 431, 503] + [415] * bool(route.body)
     statuses += [409] * ("run_id" in names or route.body is bytes or "ids" in str(route.params))
     operation: dict[str, Any] = {
@@ -2868,10 +2854,8 @@ def _operation(route: Route) -> dict:
                       **{str(status): {"description": HTTPStatus(status).phrase, "content": problem}
                          for status in sorted(statuses)}}}
     if route.body:
-        shape = ({"type": "string"} if route.body is bytes
-                 else {"$ref": f"#/components/schemas/{route.body.__name__}"})
         operation["requestBody"] = {"required": route.body is not bytes, "content": {
-            content_type_of(route.body): {"schema": shape}}}
+            content_type_of(route.body): {"schema": shape_of(route.body)}}}
     return operation
 
 
@@ -3025,22 +3009,20 @@ class Handler(BaseHTTPRequestHandler):
         if (entered := self.enter(path, pairs)) is not None:
             return entered
         method = "GET" if self.command == "HEAD" else self.command
-        route, _ = match_route(method, path)
+        route, given = match_route(method, path, tuple(pairs))
         if is_large:
             body = self.read_body(MAX_LINES_BYTES if route.body is bytes else MAX_BODY_BYTES)
         self.server.reading.pop(self, None)
         parsed = self.parse_body(route.body, body) if route.body else None
-        given = {**given_to(method, path, tuple(pairs))}     # which is every thread's
+        return self.made(route, Request(self.server, None, {**given}, parsed, pairs,
+                                        self.client_address[0]))
 
-        def make(conn: sqlite3.Connection | None) -> Reply:
-            made = route.endpoint(Request(self.server, conn, given, parsed, pairs,
-                                          self.client_address[0]))
-            return made if isinstance(made, Reply) else Reply(encode(made))
-        return self.made(route, given, make)
-
-    def made(self, route: Route, given: dict[str, Any],
-             make: Callable[[sqlite3.Connection | None], Reply]) -> Reply:
+    def made(self, route: Route, request: Request) -> Reply:
         """Have an answer made with what it needs of the store, or take the one made before."""
+        def make(conn: sqlite3.Connection | None) -> Reply:
+            made = route.endpoint(request._replace(conn=conn))
+            return made if isinstance(made, Reply) else Reply(encode(made))
+
         try:
             if route.needs == "write":
                 with self.server.store.write() as conn:
@@ -3049,7 +3031,7 @@ class Handler(BaseHTTPRequestHandler):
                 return make(None)
             with self.server.store.read() as reader:
                 return self.server.store.kept(
-                    (self.path, self.takes_gzip()), route.state(reader, given),
+                    (self.path, self.takes_gzip()), route.state(reader, request.given),
                     lambda: self.ready(make(reader.conn)))
         except (StoreError, sqlite3.Error) as error:
             raise self.server.store_problem(error) from error
@@ -3236,13 +3218,10 @@ class LabServer(ThreadingHTTPServer):
         super().__init__(address, Handler)
 
     def server_bind(self) -> None:
-        # Not HTTPServer's: it asks the name service for this machine's name, for seconds at times.
         if self.socket_path:
             return self._bind_socket(self.socket_path)
-        if self.allow_reuse_address:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
+        # Not HTTPServer's: it asks the name service for this machine's name, for seconds at times.
+        super(HTTPServer, self).server_bind()
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     def _bind_socket(self, path: str) -> None:
@@ -3353,6 +3332,9 @@ def make_server(db_path: str, host: str = "127.0.0.1", port: int = 0, *, token: 
     """
     if not is_loopback(host) and not token:
         raise LabError(f"{host!r} can be reached by others: give a token (--token or AILAB_TOKEN)")
+    if not re.fullmatch(r"[!-~]*", token or ""):
+        raise LabError("the token has characters that no header carries: give letters, digits and "
+                       "signs of ASCII, without a space")
     path = os.path.abspath(db_path)
     with contextlib.suppress(StoreError, sqlite3.Error):
         open_lab(path, timeout_s=READ_WAIT_S).close()

@@ -265,6 +265,13 @@ def test_a_server_that_others_can_reach_is_not_made_without_a_token(db_path, hos
         ailab.make_server(db_path, host, 0)
 
 
+@pytest.mark.parametrize("token", ["two words", "café", "line\n", "byte\udcff"])
+def test_token_that_no_header_carries_is_refused_at_the_start(db_path, token):
+    with pytest.raises(ailab.LabError, match="no header carries") as refused:
+        ailab.make_server(db_path, token=token)
+    assert token not in refused.value.detail
+
+
 def test_a_server_that_others_can_reach_names_no_folder(lab, open_lab_for_others):
     def ask(path):
         connection = http.client.HTTPConnection("127.0.0.1", open_lab_for_others.server_port,
