@@ -2611,17 +2611,13 @@ class Reply(NamedTuple):
     etag: str = ""
     encoding: str = ""
 
-    def with_etag(self) -> Reply:
-        """Add the ETag, made of the body."""
-        return self if self.etag else self._replace(
-            etag=f'W/"{zlib.crc32(self.body):08x}{len(self.body):x}"')
-
-    def packed(self) -> Reply:
-        """Pack a body that is worth it."""
-        if len(self.body) <= GZIP_FROM_BYTES or self.encoding:
-            return self
+    def finished(self, takes_gzip: bool) -> Reply:
+        """Add the ETag, made of the body, and pack a body that is worth it."""
+        reply = self._replace(etag=f'W/"{zlib.crc32(self.body):08x}{len(self.body):x}"')
+        if len(self.body) <= GZIP_FROM_BYTES or not takes_gzip:
+            return reply
         packer = zlib.compressobj(3, zlib.DEFLATED, 31)
-        return self._replace(body=packer.compress(self.body) + packer.flush(), encoding="gzip")
+        return reply._replace(body=packer.compress(self.body) + packer.flush(), encoding="gzip")
 
 
 class Request(NamedTuple):
@@ -2919,7 +2915,6 @@ _TAKES_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
 _ONCE = frozenset({"host", "content-length", "content-type", "origin", "authorization"})
 _SAFE = ("X-Content-Type-Options: nosniff\r\nCross-Origin-Resource-Policy: same-origin\r\n"
          "Referrer-Policy: no-referrer")
-_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _http_date = functools.lru_cache(maxsize=2)(functools.partial(formatdate, usegmt=True))
 _API_POLICY = ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 
@@ -2943,12 +2938,7 @@ class Handler(BaseHTTPRequestHandler):
             if not self.read_head():
                 return
             self.server.answering.add(self)
-            try:
-                self.reply(self.answer())
-            except LabError as error:
-                self.refuse(error)
-            finally:
-                self.server.answering.discard(self)
+            self.reply(self.answer())
         except LabError as error:
             self.refuse(error)
         except OSError:                  # gone, or silent for too long
@@ -2959,6 +2949,7 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(LabError("the server failed at this: its terminal says why", 500))
         finally:
             self.server.reading.pop(self, None)
+            self.server.answering.discard(self)
 
     def read_head(self) -> bool:
         """Read the request line and headers, strictly: what is ambiguous could hide a request.
@@ -3019,9 +3010,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def made(self, route: Route, request: Request) -> Reply:
         """Have an answer made with what it needs of the store, or take the one made before."""
+        takes_gzip = bool(_TAKES_GZIP.search(self.fields.get("accept-encoding", "")))
+
         def make(conn: sqlite3.Connection | None) -> Reply:
             made = route.endpoint(request._replace(conn=conn))
-            return made if isinstance(made, Reply) else Reply(encode(made))
+            reply = made if isinstance(made, Reply) else Reply(encode(made))
+            return reply.finished(takes_gzip)
 
         try:
             if route.needs == "write":
@@ -3031,18 +3025,10 @@ class Handler(BaseHTTPRequestHandler):
                 return make(None)
             with self.server.store.read() as reader:
                 return self.server.store.kept(
-                    (self.path, self.takes_gzip()), route.state(reader, request.given),
-                    lambda: self.ready(make(reader.conn)))
+                    (self.path, takes_gzip), route.state(reader, request.given),
+                    lambda: make(reader.conn))
         except (StoreError, sqlite3.Error) as error:
             raise self.server.store_problem(error) from error
-
-    def takes_gzip(self) -> bool:
-        return bool(_TAKES_GZIP.search(self.fields.get("accept-encoding", "")))
-
-    def ready(self, reply: Reply) -> Reply:
-        """Finish what will be sent many times."""
-        reply = reply.with_etag()
-        return reply.packed() if self.takes_gzip() else reply
 
     def body_length(self) -> int:
         """Read how long the body is."""
@@ -3146,7 +3132,6 @@ class Handler(BaseHTTPRequestHandler):
         status, headers = reply.status, list(reply.headers)
         is_json = reply.content_type == "application/json"
         if status == 200 and reply.file is None and self.command in ("GET", "HEAD"):
-            reply = reply.with_etag()
             headers += [("ETag", reply.etag), ("Cache-Control", "no-cache"),
                         ("Vary", "Accept-Encoding")]
             asked = self.fields.get("if-none-match", "")
@@ -3154,13 +3139,12 @@ class Handler(BaseHTTPRequestHandler):
                 status, reply = 304, reply._replace(body=b"", encoding="")
         elif status != 200 or is_json:
             headers.append(("Cache-Control", "no-store"))
-        if self.takes_gzip():
-            reply = reply.packed()
         headers += [("Content-Encoding", reply.encoding)] if reply.encoding else []
         if is_json:
             headers.append(_API_POLICY)
         size = len(reply.body) if reply.file is None else os.fstat(reply.file.fileno()).st_size
-        head = [f"HTTP/1.1 {status} {_PHRASES[status]}", f"Date: {_http_date(int(time.time()))}"]
+        head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+                f"Date: {_http_date(int(time.time()))}"]
         if status != 304:
             head += [f"Content-Type: {reply.content_type}", f"Content-Length: {size}"]
         head += [_SAFE, *[f"{name}: {value}" for name, value in headers if value]]
@@ -3344,10 +3328,8 @@ def make_server(db_path: str, host: str = "127.0.0.1", port: int = 0, *, token: 
 
 # --- Static files -------------------------------------------------------------
 
-STATIC_TYPES = {
-    "html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8",
-    "css": "text/css; charset=utf-8", "svg": "image/svg+xml", "png": "image/png",
-    "ico": "image/x-icon"}
+STATIC_TYPES = {kind: f"text/{name}; charset=utf-8" for kind, name in {
+    "html": "html", "js": "javascript", "css": "css"}.items()}
 _PAGE_POLICY = ("Content-Security-Policy",
                 "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; "
                 "form-action 'self'; frame-ancestors 'none'; object-src 'none'")
@@ -3472,12 +3454,12 @@ def print_table(heads: list[str], rows: list[list[Any]]) -> None:
         print(f"({plural(len(heads) - len(widths), 'column')} more in a wider terminal)"[:room])
 
 
-def read_verb(verb: Callable[[sqlite3.Connection, argparse.Namespace], Iterator[Any]]
-              ) -> Callable[[argparse.Namespace], int]:
+def read_verb(verb: Callable[[sqlite3.Connection, argparse.Namespace], Iterator[Any]],
+              mode: str = "ro") -> Callable[[argparse.Namespace], int]:
     """Make a verb of a generator that gives what the API answers, then prints it for people."""
     @functools.wraps(verb)
     def run(args: argparse.Namespace) -> int:
-        with contextlib.closing(open_store(args.db)) as conn:
+        with contextlib.closing(open_store(args.db, mode)) as conn:
             steps = verb(conn, args)
             answer = next(steps)
             if args.json:
@@ -3486,6 +3468,9 @@ def read_verb(verb: Callable[[sqlite3.Connection, argparse.Namespace], Iterator[
                 next(steps, None)
         return 0
     return run
+
+
+write_verb = functools.partial(read_verb, mode="rw")
 
 
 def print_json(answer: Any) -> None:
@@ -3648,29 +3633,22 @@ def cmd_metrics(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[
             print(clean(file["path"]) + ("" if file["exists"] else f" ({absent(run)})"))
 
 
-def cmd_note(args: argparse.Namespace) -> int:
+@write_verb
+def cmd_note(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any]:
     """Write a run's note."""
     if (args.text is None) != args.clear:
         args.parser.error("give the note's text, or --clear")
     text = validated(NoteUpdate, {"note": args.text}).note
-    with contextlib.closing(open_store(args.db, "rw")) as conn:
-        run = set_note(conn, args.run, text)
-    if args.json:
-        print_json(run)
-    else:
-        print(f"{clean(run['run_id'])}: " + ("note taken away" if text is None else clean(text)))
-    return 0
+    yield (run := set_note(conn, args.run, text))
+    print(f"{clean(run['run_id'])}: " + ("note taken away" if text is None else clean(text)))
 
 
-def cmd_direction(args: argparse.Namespace) -> int:
+@write_verb
+def cmd_direction(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any]:
     """Set which way a metric is better."""
-    with contextlib.closing(open_store(args.db, "rw")) as conn:
-        told = set_direction(conn, args.metric_name, None if args.way == "auto" else args.way)
-    if args.json:
-        print_json(told)
-    else:
-        print(f"{clean(told['metric_name'])}: {told['direction']}")
-    return 0
+    way = None if args.way == "auto" else args.way
+    yield (told := set_direction(conn, args.metric_name, way))
+    print(f"{clean(told['metric_name'])}: {told['direction']}")
 
 
 def cmd_delete(args: argparse.Namespace) -> int:
@@ -4209,8 +4187,6 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except SystemExit as end:            # argparse's, or a verb's own check of its usage
         return int(end.code or 0)
-    except (LabError, StoreError) as error:
-        print(f"ailab: {clean(error)}", file=sys.stderr)
     except sqlite3.Error as error:
         print(f"ailab: the lab at {args.db!r} cannot be used ({error}): `ailab doctor` says more",
               file=sys.stderr)
@@ -4219,8 +4195,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
-        print(f"ailab: {error}", file=sys.stderr)
+    except (LabError, StoreError, OSError) as error:
+        print(f"ailab: {clean(error)}", file=sys.stderr)
     return 1
 
 
