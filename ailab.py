@@ -42,7 +42,7 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from email.utils import formatdate
@@ -2457,12 +2457,11 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return {str(_plain(key)): _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list) and depth < 100:
         return [_plain(item, depth + 1) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float):
         return number(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return value if isinstance(value,
-                               (str, int, float, type(None))) else repr(value)[:lab_logger.MAX_TEXT]
+    return value if isinstance(value, str | int | None) else repr(value)[:lab_logger.MAX_TEXT]
 
 
 @dataclass(eq=False)
@@ -2606,7 +2605,7 @@ class Reply(NamedTuple):
     body: bytes = b""
     status: int = 200
     content_type: str = "application/json"
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Mapping[str, str] = {}
     file: Any = None
     etag: str = ""
     encoding: str = ""
@@ -2660,7 +2659,7 @@ def page_of_runs(request: Request) -> Reply:
     kept = [pair for pair in request.pairs if pair[0] != "offset"]
     link = ", ".join(f'</runs?{urlencode([*kept, ("offset", offset)])}>; rel="{rel}"'
                      for rel, offset in links)
-    return Reply(body, headers=(("X-Total-Count", str(total)), ("Link", link)))
+    return Reply(body, headers={"X-Total-Count": str(total), "Link": link})
 
 
 def artifact(request: Request) -> Reply:
@@ -2668,10 +2667,10 @@ def artifact(request: Request) -> Reply:
     server, given = request.server, request.given
     file, name = open_artifact(request.conn, given["run_id"], given["index"], server.store.path,
                                server.artifact_roots)
-    return Reply(file=file, content_type="application/octet-stream", headers=(
-        ("Content-Disposition",
-         f"attachment; filename*=UTF-8''{quote(name.encode('utf-8', 'replace'), safe='')}"),
-        ("Content-Security-Policy", "sandbox; default-src 'none'")))
+    name = quote(name.encode("utf-8", "replace"), safe="")
+    return Reply(file=file, content_type="application/octet-stream", headers={
+        "Content-Disposition": f"attachment; filename*=UTF-8''{name}",
+        "Content-Security-Policy": "sandbox; default-src 'none'"})
 
 
 def ingest(request: Request) -> dict:
@@ -2861,16 +2860,13 @@ def content_type_of(body: Any) -> str:
 
 
 def _parameter(param: Param) -> dict:
-    kind = param.kind if param.kind in ("integer", "number") else "string"
-    schema: dict[str, Any] = {"type": kind}
-    if param.kind == "integer":
-        schema.update(minimum=param.least, maximum=param.most)
-    if param.kind == "choice":
-        schema["enum"] = list(param.choices)
-    if param.kind in ("text", "where"):
-        schema["minLength"] = 1
-    if param.kind in ("sort", "journal"):
-        schema["pattern"] = f"^({(_SORT if param.kind == 'sort' else _JOURNAL).pattern})$"
+    rules: dict[str, dict[str, Any]] = {
+        "integer": {"minimum": param.least, "maximum": param.most},
+        "choice": {"enum": list(param.choices)}, "text": {"minLength": 1},
+        "where": {"minLength": 1}, "sort": {"pattern": f"^({_SORT.pattern})$"},
+        "journal": {"pattern": f"^({_JOURNAL.pattern})$"}}
+    schema = {"type": param.kind if param.kind in ("integer", "number") else "string",
+              **rules.get(param.kind, {})}
     if param.default is not None:
         schema["default"] = param.default
     if param.max_times > 1:
@@ -2916,7 +2912,7 @@ _ONCE = frozenset({"host", "content-length", "content-type", "origin", "authoriz
 _SAFE = ("X-Content-Type-Options: nosniff\r\nCross-Origin-Resource-Policy: same-origin\r\n"
          "Referrer-Policy: no-referrer")
 _http_date = functools.lru_cache(maxsize=2)(functools.partial(formatdate, usegmt=True))
-_API_POLICY = ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+_API_POLICY = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -3090,10 +3086,10 @@ class Handler(BaseHTTPRequestHandler):
             return None
         if self.command in ("GET", "HEAD") and _is_same(shown, token):
             rest = "?" + urlencode(pairs) if pairs else ""
-            return Reply(status=303, headers=(
-                ("Location", "/" + path.lstrip("/\\") + rest),   # never //another.host
-                ("Set-Cookie", f"{cookie}={quote(token, safe='')}; Path=/; HttpOnly; "
-                               "SameSite=Strict")))
+            return Reply(status=303, headers={
+                "Location": "/" + path.lstrip("/\\") + rest,     # never //another.host
+                "Set-Cookie": f"{cookie}={quote(token, safe='')}; Path=/; HttpOnly; "
+                              "SameSite=Strict"})
         raise LabError("the lab needs its token: open what `ailab serve` printed, set AILAB_TOKEN, "
                        "or send Authorization: Bearer TOKEN", 401, **{"WWW-Authenticate": "Bearer"})
 
@@ -3114,7 +3110,7 @@ class Handler(BaseHTTPRequestHandler):
         if not self.is_body_read:
             self.close_connection = True
         problem = {"detail": error.detail, **({"column": error.column} if error.column else {})}
-        self.reply(Reply(encode(problem), error.status, headers=tuple(error.headers.items())))
+        self.reply(Reply(encode(problem), error.status, headers=error.headers))
         if not self.is_body_read:
             self.linger()
 
@@ -3129,26 +3125,25 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, reply: Reply) -> None:
         """Send a reply: headers and body in one write."""
-        status, headers = reply.status, list(reply.headers)
-        is_json = reply.content_type == "application/json"
+        status, is_json = reply.status, reply.content_type == "application/json"
+        headers = {**reply.headers, **(_API_POLICY if is_json else {})}
         if status == 200 and reply.file is None and self.command in ("GET", "HEAD"):
-            headers += [("ETag", reply.etag), ("Cache-Control", "no-cache"),
-                        ("Vary", "Accept-Encoding")]
+            headers |= {"ETag": reply.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
             asked = self.fields.get("if-none-match", "")
             if asked == "*" or reply.etag[2:] in asked:
                 status, reply = 304, reply._replace(body=b"", encoding="")
         elif status != 200 or is_json:
-            headers.append(("Cache-Control", "no-store"))
-        headers += [("Content-Encoding", reply.encoding)] if reply.encoding else []
-        if is_json:
-            headers.append(_API_POLICY)
+            headers["Cache-Control"] = "no-store"
+        if reply.encoding:
+            headers["Content-Encoding"] = reply.encoding
         size = len(reply.body) if reply.file is None else os.fstat(reply.file.fileno()).st_size
-        head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-                f"Date: {_http_date(int(time.time()))}"]
         if status != 304:
-            head += [f"Content-Type: {reply.content_type}", f"Content-Length: {size}"]
-        head += [_SAFE, *[f"{name}: {value}" for name, value in headers if value]]
-        head += ["Connection: close"] if self.close_connection else []
+            headers |= {"Content-Type": reply.content_type, "Content-Length": str(size)}
+        if self.close_connection:
+            headers["Connection"] = "close"
+        head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+                f"Date: {_http_date(int(time.time()))}", _SAFE,
+                *[f"{name}: {value}" for name, value in headers.items()]]
         self.log_request(status, size)
         start = ("\r\n".join(head) + "\r\n\r\n").encode("latin-1", "replace")
         self.wfile.write(start if self.command == "HEAD" else start + reply.body)
@@ -3264,6 +3259,10 @@ class LabServer(ThreadingHTTPServer):
                 return super().process_request(request, client_address)
             except RuntimeError:                 # the system has no thread to give
                 self.slots.release()
+        self.turn_away(request)
+
+    def turn_away(self, request: Any) -> None:
+        """Answer 503 on a connection that gets no thread, without waiting for its request."""
         body = encode({"detail": "too many connections are open: try again later"})
         head = ("HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
                 f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n")
@@ -3330,9 +3329,9 @@ def make_server(db_path: str, host: str = "127.0.0.1", port: int = 0, *, token: 
 
 STATIC_TYPES = {kind: f"text/{name}; charset=utf-8" for kind, name in {
     "html": "html", "js": "javascript", "css": "css"}.items()}
-_PAGE_POLICY = ("Content-Security-Policy",
+_PAGE_POLICY = {"Content-Security-Policy":
                 "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; "
-                "form-action 'self'; frame-ancestors 'none'; object-src 'none'")
+                "form-action 'self'; frame-ancestors 'none'; object-src 'none'"}
 
 
 def static_dir() -> str:
@@ -3352,7 +3351,7 @@ def static_file(name: str) -> Reply:
         if (content_type and full.startswith(root + os.sep) and os.path.isfile(full)
                 and not any(part.startswith(".") for part in name.split("/"))):
             with open(full, "rb") as file:
-                return Reply(file.read(), content_type=content_type, headers=(_PAGE_POLICY,))
+                return Reply(file.read(), content_type=content_type, headers=_PAGE_POLICY)
     raise NotFound("the dashboard has no such file")
 
 
@@ -3401,7 +3400,7 @@ def docs_page(project: str) -> Reply:
             '<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
             '<link rel="stylesheet" href="/static/style.css">'
             f'<main class="lab-docs">{"".join(parts)}</main></html>')
-    return Reply(page.encode(), content_type=STATIC_TYPES["html"], headers=(_PAGE_POLICY,))
+    return Reply(page.encode(), content_type=STATIC_TYPES["html"], headers=_PAGE_POLICY)
 
 
 # --- Command line -------------------------------------------------------------
@@ -3581,8 +3580,7 @@ def best_point(metric: dict) -> tuple[Any, Any]:
 @read_verb
 def cmd_compare(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any]:
     """Compare runs: params that differ, metrics, the best marked by *."""
-    pairs = [("ids", run_id) for run_id in args.runs] + pairs_of(args, COMPARED[1:])
-    given = parse_params(COMPARED, pairs)
+    given = parse_params(COMPARED, pairs_of(args, COMPARED))
     yield (found := compare_runs(conn, given["ids"], given["by"]))
     runs = found["runs"]
     rows: list[list[Any]] = [["ended", *(run["end_reason"] or run["status"] for run in runs)]]
@@ -3802,23 +3800,19 @@ def cmd_serve(args: argparse.Namespace) -> int:
     except (OSError, OverflowError) as error:
         raise LabError(f"cannot serve at {path!r} ({error})" if path
                        else bind_problem(host, port, error)) from error
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-            if is_new or not args.quiet:         # nobody could know a new token otherwise
-                entry = f"?token={quote(token, safe='')}" if token else ""
-                beyond = "" if server.is_loopback else f" (bound to {clean(host)})"
-                where = f"{server.url}/{entry}{beyond}" if not path else (
-                    f"the socket {clean(path)}; from elsewhere: ssh -L 8000:{clean(path)} HOST, "
-                    f"then http://localhost:8000/{entry}")
-                print(f"AI-Lab {lab_logger.__version__} serving {clean(args.db)}\n"
-                      f"Dashboard and API at {where}\nStop with Ctrl-C.",
-                      file=sys.stderr, flush=True)
-            for question in getattr(args, "questions", ()):
-                print(f"  ask: {question}", file=sys.stderr, flush=True)
-            server.serve_forever()
-    finally:
-        server.server_close()
+    with server, contextlib.suppress(KeyboardInterrupt):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if is_new or not args.quiet:             # nobody could know a new token otherwise
+            entry = f"?token={quote(token, safe='')}" if token else ""
+            beyond = "" if server.is_loopback else f" (bound to {clean(host)})"
+            where = f"{server.url}/{entry}{beyond}" if not path else (
+                f"the socket {clean(path)}; from elsewhere: ssh -L 8000:{clean(path)} HOST, "
+                f"then http://localhost:8000/{entry}")
+            print(f"AI-Lab {lab_logger.__version__} serving {clean(args.db)}\n"
+                  f"Dashboard and API at {where}\nStop with Ctrl-C.", file=sys.stderr, flush=True)
+        for question in getattr(args, "questions", ()):
+            print(f"  ask: {question}", file=sys.stderr, flush=True)
+        server.serve_forever()
     return 0
 
 
@@ -3864,12 +3858,13 @@ def http(url: str, token: str | None = None, content: Any = None,
     """Ask a server on this machine, past any proxy: status and body. Raises OSError."""
     import urllib.error
     import urllib.request
-    headers = {"Content-Type": "application/json",
-               **({"Authorization": f"Bearer {token}"} if token else {})}
     body = None if content is None else json.dumps(content).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(urllib.request.Request(url, body, headers), timeout=timeout_s) as answer:
+        with opener.open(request, timeout=timeout_s) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -3897,13 +3892,13 @@ def served_lab(db_path: str) -> Iterator[tuple[str, str | None]]:
 @contextlib.contextmanager
 def private_server(db_path: str) -> Iterator[tuple[str, str]]:
     """Serve a lab for the moment, on a port of loopback: its address and token."""
-    server = make_server(db_path, token=secrets.token_urlsafe(24))
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield server.url, server.token or ""
-    finally:
-        server.shutdown()
-        server.server_close()
+    token = secrets.token_urlsafe(24)
+    with make_server(db_path, token=token) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            yield server.url, token
+        finally:
+            server.shutdown()
 
 
 def cmd_ask(args: argparse.Namespace) -> int:
@@ -4116,7 +4111,8 @@ VERBS: tuple[tuple[Callable, str, tuple, tuple[Param, ...]], ...] = (   # with e
     (cmd_demo, "demo", _SERVER_FLAGS, ()),
     (cmd_runs, "runs --status finished --sort metrics.accuracy", (), RUN_FILTERS + PAGE),
     (cmd_show, "show 54e5f6a7", (("run", _RUN),), ()),
-    (cmd_compare, "compare 54e5f6 32c3d4", (("runs", {"nargs": "+", **_RUN}),), COMPARED[1:]),
+    (cmd_compare, "compare 54e5f6 32c3d4",
+     (("ids", {"nargs": "+", "metavar": "runs", **_RUN}),), COMPARED[1:]),
     (cmd_leaderboard, "leaderboard accuracy --top-k 3",
      (("metric_name", {"help": "the metric to rank by"}),), BOARD[1:]),
     (cmd_metrics, "metrics 54e5f6a7 --names val_loss", (("run", _RUN),), WINDOW),
