@@ -2911,6 +2911,7 @@ _TAKES_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
 _ONCE = frozenset({"host", "content-length", "content-type", "origin", "authorization"})
 _SAFE = ("X-Content-Type-Options: nosniff\r\nCross-Origin-Resource-Policy: same-origin\r\n"
          "Referrer-Policy: no-referrer")
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _http_date = functools.lru_cache(maxsize=2)(functools.partial(formatdate, usegmt=True))
 _API_POLICY = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
 
@@ -3141,9 +3142,8 @@ class Handler(BaseHTTPRequestHandler):
             headers |= {"Content-Type": reply.content_type, "Content-Length": str(size)}
         if self.close_connection:
             headers["Connection"] = "close"
-        head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-                f"Date: {_http_date(int(time.time()))}", _SAFE,
-                *[f"{name}: {value}" for name, value in headers.items()]]
+        head = [f"HTTP/1.1 {status} {_PHRASES[status]}", f"Date: {_http_date(int(time.time()))}",
+                _SAFE, *[f"{name}: {value}" for name, value in headers.items()]]
         self.log_request(status, size)
         start = ("\r\n".join(head) + "\r\n\r\n").encode("latin-1", "replace")
         self.wfile.write(start if self.command == "HEAD" else start + reply.body)
@@ -3337,9 +3337,8 @@ _PAGE_POLICY = {"Content-Security-Policy":
 def static_dir() -> str:
     """Find the dashboard's files: `static` beside this file, or `ailab_static` once installed."""
     here = os.path.dirname(os.path.abspath(__file__))
-    places = [os.path.join(here, name) for name in ("static", "ailab_static")]
-    return next((place for place in places if os.path.isfile(os.path.join(place, "index.html"))),
-                places[0])
+    installed = os.path.join(here, "ailab_static")
+    return installed if os.path.isdir(installed) else os.path.join(here, "static")
 
 
 def static_file(name: str) -> Reply:
