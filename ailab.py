@@ -2919,7 +2919,6 @@ _API_POLICY = {"Content-Security-Policy": "default-src 'none'; frame-ancestors '
 class Handler(BaseHTTPRequestHandler):
     """One connection: read a request, guard, dispatch, reply with one write, until it is closed."""
     server: LabServer
-    protocol_version = "HTTP/1.1"
     timeout = IDLE_S
     fields: dict[str, str]
 
@@ -3174,7 +3173,7 @@ def _is_same(offered: str, token: str) -> bool:
 
 class LabServer(ThreadingHTTPServer):
     """A lab's server, a thread a connection; while it serves, it takes in what killed runs left."""
-    daemon_threads, request_queue_size = True, 256
+    request_queue_size = 256
     project: str
     token: str | None
 
@@ -3201,7 +3200,7 @@ class LabServer(ThreadingHTTPServer):
             return self._bind_socket(self.socket_path)
         # Not HTTPServer's: it asks the name service for this machine's name, for seconds at times.
         super(HTTPServer, self).server_bind()
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.server_port = self.server_address[1]
 
     def _bind_socket(self, path: str) -> None:
         """Bind a Unix socket that is the user's alone, in place of one that nobody serves."""
@@ -3218,7 +3217,7 @@ class LabServer(ThreadingHTTPServer):
             os.fchmod(self.socket.fileno(), 0o600)
         self.socket.bind(path)
         os.chmod(path, 0o600)                    # elsewhere: nobody can connect before listen()
-        self.server_name, self.server_port, self.own_socket = "localhost", 0, file_key(path)
+        self.server_port, self.own_socket = 0, file_key(path)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         request, address = super().get_request()
