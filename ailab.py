@@ -42,7 +42,7 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from http import HTTPStatus
@@ -1382,6 +1382,8 @@ CREATE INDEX runs_parent ON runs (parent_run_id) WHERE parent_run_id IS NOT NULL
 
 
 _INDEX_STATEMENTS = [statement.strip() for statement in _INDEX_SCHEMA.split(";;")]
+_WHOLE = {"metric_directions", "run_metrics_curve",
+          *(made for made in _INDEX_STATEMENTS if made.startswith("CREATE"))}
 _INDEX_PARTS = re.findall(r"CREATE (?:VIRTUAL )?(TABLE|TRIGGER|INDEX) (\w+)", _INDEX_SCHEMA)
 
 
@@ -1418,9 +1420,7 @@ def _is_whole(conn: sqlite3.Connection) -> bool:
     made = {word for row in conn.execute("SELECT name, sql FROM sqlite_master") for word in row}
     columns = [{row[1] for row in conn.execute(f"PRAGMA table_info({table})")}
                for table in ("runs", "run_metrics")]
-    return (made.issuperset([part for part in _INDEX_STATEMENTS if part.startswith("CREATE")])
-            and made.issuperset(["metric_directions", "run_metrics_curve"])
-            and columns[0].issuperset(lab_logger.RUN_COLUMNS)
+    return (made >= _WHOLE and columns[0].issuperset(lab_logger.RUN_COLUMNS)
             and columns[1].issuperset(lab_logger.METRIC_COLUMNS)
             and conn.execute("SELECT EXISTS (SELECT 1 FROM summarised)").fetchone()[0] == 1)
 
@@ -2523,12 +2523,11 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return {str(_plain(key)): _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list) and depth < 100:
         return [_plain(item, depth + 1) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float):
         return number(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return value if isinstance(value,
-                               (str, int, float, type(None))) else repr(value)[:lab_logger.MAX_TEXT]
+    return value if isinstance(value, str | int | None) else repr(value)[:lab_logger.MAX_TEXT]
 
 
 @dataclass(eq=False)
@@ -2672,22 +2671,18 @@ class Reply(NamedTuple):
     body: bytes = b""
     status: int = 200
     content_type: str = "application/json"
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Mapping[str, str] = {}
     file: Any = None
     etag: str = ""
     encoding: str = ""
 
-    def with_etag(self) -> Reply:
-        """Add the ETag, made of the body."""
-        return self if self.etag else self._replace(
-            etag=f'W/"{zlib.crc32(self.body):08x}{len(self.body):x}"')
-
-    def packed(self) -> Reply:
-        """Pack a body that is worth it."""
-        if len(self.body) <= GZIP_FROM_BYTES or self.encoding:
-            return self
+    def finished(self, takes_gzip: bool) -> Reply:
+        """Add the ETag, made of the body, and pack a body that is worth it."""
+        reply = self._replace(etag=f'W/"{zlib.crc32(self.body):08x}{len(self.body):x}"')
+        if len(self.body) <= GZIP_FROM_BYTES or not takes_gzip:
+            return reply
         packer = zlib.compressobj(3, zlib.DEFLATED, 31)
-        return self._replace(body=packer.compress(self.body) + packer.flush(), encoding="gzip")
+        return reply._replace(body=packer.compress(self.body) + packer.flush(), encoding="gzip")
 
 
 class Request(NamedTuple):
@@ -2730,7 +2725,7 @@ def page_of_runs(request: Request) -> Reply:
     kept = [pair for pair in request.pairs if pair[0] != "offset"]
     link = ", ".join(f'</runs?{urlencode([*kept, ("offset", offset)])}>; rel="{rel}"'
                      for rel, offset in links)
-    return Reply(body, headers=(("X-Total-Count", str(total)), ("Link", link)))
+    return Reply(body, headers={"X-Total-Count": str(total), "Link": link})
 
 
 def artifact(request: Request) -> Reply:
@@ -2738,10 +2733,10 @@ def artifact(request: Request) -> Reply:
     server, given = request.server, request.given
     file, name = open_artifact(request.conn, given["run_id"], given["index"], server.store.path,
                                server.artifact_roots)
-    return Reply(file=file, content_type="application/octet-stream", headers=(
-        ("Content-Disposition",
-         f"attachment; filename*=UTF-8''{quote(name.encode('utf-8', 'replace'), safe='')}"),
-        ("Content-Security-Policy", "sandbox; default-src 'none'")))
+    name = quote(name.encode("utf-8", "replace"), safe="")
+    return Reply(file=file, content_type="application/octet-stream", headers={
+        "Content-Disposition": f"attachment; filename*=UTF-8''{name}",
+        "Content-Security-Policy": "sandbox; default-src 'none'"})
 
 
 def ingest(request: Request) -> dict:
@@ -2848,11 +2843,9 @@ ROUTES = (
           DirectionUpdate, needs="write"),
     Route("POST", "/ingest", "Take in journal lines from another machine", ingest, Held, INGESTED,
           bytes, needs="write"),
-    Route("POST", "/agent/query", "Ask the assistant",
-          answered, AgentAnswer, (),
-          AgentQuery, needs=""),
-    Route("GET", "/docs", "This API as a page", lambda r: docs_page(r.server.project),
+    Route("POST", "/agent/query", "Ask the assistant", answered, AgentAnswer, (), AgentQuery,
           needs=""),
+    Route("GET", "/docs", "This API as a page", lambda r: docs_page(r.server.project), needs=""),
     Route("GET", "/openapi.json", "This description", lambda r: openapi(r.server.project),
           dict[str, Any], needs=""),
     Route("GET", "/", "The dashboard", lambda r: static_file("index.html"), needs=""),
@@ -2861,10 +2854,12 @@ ROUTES = (
 
 
 @functools.lru_cache(maxsize=256)
-def match_route(method: str, path: str) -> tuple[Route, dict[str, str]]:
-    """Find a request's route: GET /runs/ab%2Fc gives that of /runs/{run_id}, {"run_id": "ab/c"}.
+def match_route(method: str, path: str,
+                pairs: tuple[tuple[str, str], ...]) -> tuple[Route, dict[str, Any]]:
+    """Find a request's route, its parameters and the parts of its path.
 
-    Raises: LabError 404, or 405 with Allow.
+    GET /runs/ab%2Fc gives the route of /runs/{run_id} and {"run_id": "ab/c"}.
+    Raises: LabError 404, 405 with Allow, or what parse_params() raises.
     """
     fits = [(route, found) for route in ROUTES if (found := _pattern(route.path).fullmatch(path))]
     if not fits:
@@ -2876,17 +2871,10 @@ def match_route(method: str, path: str) -> tuple[Route, dict[str, str]]:
         raise LabError(f"{method} is not possible here: use {allow}", 405, Allow=allow)
     route, found = routes[method]
     try:                                 # unquoted once, so that %252e stays a name
-        return route, {name: unquote(part, errors="strict")
-                       for name, part in found.groupdict().items()}
+        parts = {name: unquote(part, errors="strict") for name, part in found.groupdict().items()}
     except UnicodeDecodeError:
         raise LabError("the address is not UTF-8: percent-encode UTF-8 text") from None
-
-
-@functools.lru_cache(maxsize=256)
-def given_to(method: str, path: str, pairs: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """Parse a request's parameters and the parts of its path. Raises: LabError."""
-    route, parts = match_route(method, path)
-    return {**parse_params(route.params, pairs), **parts}
+    return route, {**parse_params(route.params, pairs), **parts}
 
 
 @functools.lru_cache(maxsize=64)
@@ -2897,31 +2885,24 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 def openapi(project: str = "ai-lab") -> dict:
     """Describe the API as an OpenAPI 3.1 document, made from ROUTES."""
-    from pydantic.json_schema import models_json_schema
-    models = {model.__name__: model for route in ROUTES
-              for model in (_model_of(route.answer), _model_of(route.body), Problem) if model}
-    _, schemas = models_json_schema([(models[name], "validation") for name in sorted(models)],
-                                    ref_template="#/components/schemas/{model}")
+    from pydantic import TypeAdapter
+    kinds = dict.fromkeys(kind for route in ROUTES for kind in (route.answer, route.body, Problem))
+    shapes, schemas = TypeAdapter.json_schemas(
+        [(kind, "validation", TypeAdapter(kind)) for kind in kinds],
+        ref_template="#/components/schemas/{model}")
     paths: dict[str, dict] = {}
     for route in ROUTES:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(
+            route, lambda kind: shapes[kind, "validation"])
     return {"openapi": "3.1.0", "paths": paths, "components": {"schemas": schemas["$defs"]},
             "info": {"title": f"{project}: AI-Lab", "version": lab_logger.__version__}}
 
 
-def _model_of(answer: Any) -> type[BaseModel] | None:
-    inner = (getattr(answer, "__args__", None) or (answer,))[0]
-    return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
-
-
-def _operation(route: Route) -> dict:
+def _operation(route: Route, shape_of: Callable[[Any], dict]) -> dict:
     names = re.findall(r"{(\w+)}", route.path)
-    model = _model_of(route.answer)
-    schema: dict[str, Any] = {"$ref": f"#/components/schemas/{model.__name__}"} if model else {}
-    if model and model is not route.answer:
-        schema = {"type": "array", "items": schema}
-    content = {"application/json": {"schema": schema}} if route.answer else {"*/*": {}}
-    problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    content = {"application/json": {"schema": shape_of(route.answer)}} if route.answer else {
+        "*/*": {}}
+    problem = {"application/json": {"schema": shape_of(Problem)}}
     statuses = [400, 401, 403, 404, 405, 413, 414, 422, 431, 503] + [415] * bool(route.body)
     statuses += [409] * ("run_id" in names or route.body is bytes or "ids" in str(route.params))
     operation: dict[str, Any] = {
@@ -2934,10 +2915,8 @@ def _operation(route: Route) -> dict:
                       **{str(status): {"description": HTTPStatus(status).phrase, "content": problem}
                          for status in sorted(statuses)}}}
     if route.body:
-        shape = ({"type": "string"} if route.body is bytes
-                 else {"$ref": f"#/components/schemas/{route.body.__name__}"})
         operation["requestBody"] = {"required": route.body is not bytes, "content": {
-            content_type_of(route.body): {"schema": shape}}}
+            content_type_of(route.body): {"schema": shape_of(route.body)}}}
     return operation
 
 
@@ -2947,16 +2926,13 @@ def content_type_of(body: Any) -> str:
 
 
 def _parameter(param: Param) -> dict:
-    kind = param.kind if param.kind in ("integer", "number") else "string"
-    schema: dict[str, Any] = {"type": kind}
-    if param.kind == "integer":
-        schema.update(minimum=param.least, maximum=param.most)
-    if param.kind == "choice":
-        schema["enum"] = list(param.choices)
-    if param.kind in ("text", "where"):
-        schema["minLength"] = 1
-    if param.kind in ("sort", "journal"):
-        schema["pattern"] = f"^({(_SORT if param.kind == 'sort' else _JOURNAL).pattern})$"
+    rules: dict[str, dict[str, Any]] = {
+        "integer": {"minimum": param.least, "maximum": param.most},
+        "choice": {"enum": list(param.choices)}, "text": {"minLength": 1},
+        "where": {"minLength": 1}, "sort": {"pattern": f"^({_SORT.pattern})$"},
+        "journal": {"pattern": f"^({_JOURNAL.pattern})$"}}
+    schema = {"type": param.kind if param.kind in ("integer", "number") else "string",
+              **rules.get(param.kind, {})}
     if param.default is not None:
         schema["default"] = param.default
     if param.max_times > 1:
@@ -3003,7 +2979,7 @@ _SAFE = ("X-Content-Type-Options: nosniff\r\nCross-Origin-Resource-Policy: same-
          "Referrer-Policy: no-referrer")
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _http_date = functools.lru_cache(maxsize=2)(format_date_time)
-_API_POLICY = ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+_API_POLICY = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
 
 
 class Handler(StreamRequestHandler):
@@ -3029,12 +3005,7 @@ class Handler(StreamRequestHandler):
             if not self.read_head():
                 return
             self.server.answering.add(self)
-            try:
-                self.reply(self.answer())
-            except LabError as error:
-                self.refuse(error)
-            finally:
-                self.server.answering.discard(self)
+            self.reply(self.answer())
         except LabError as error:
             self.refuse(error)
         except OSError:                  # gone, or silent for too long
@@ -3045,6 +3016,7 @@ class Handler(StreamRequestHandler):
             self.refuse(LabError("the server failed at this: its terminal says why", 500))
         finally:
             self.server.reading.pop(self, None)
+            self.server.answering.discard(self)
 
     def read_head(self) -> bool:
         """Read the request line and headers, strictly: what is ambiguous could hide a request.
@@ -3095,22 +3067,23 @@ class Handler(StreamRequestHandler):
         if (entered := self.enter(path, pairs)) is not None:
             return entered
         method = "GET" if self.command == "HEAD" else self.command
-        route, _ = match_route(method, path)
+        route, given = match_route(method, path, tuple(pairs))
         if is_large:
             body = self.read_body(MAX_LINES_BYTES if route.body is bytes else MAX_BODY_BYTES)
         self.server.reading.pop(self, None)
         parsed = self.parse_body(route.body, body) if route.body else None
-        given = {**given_to(method, path, tuple(pairs))}     # which is every thread's
+        return self.made(route, Request(self.server, None, {**given}, parsed, pairs,
+                                        self.client_address[0]))
+
+    def made(self, route: Route, request: Request) -> Reply:
+        """Have an answer made with what it needs of the store, or take the one made before."""
+        takes_gzip = bool(_TAKES_GZIP.search(self.fields.get("accept-encoding", "")))
 
         def make(conn: sqlite3.Connection | None) -> Reply:
-            made = route.endpoint(Request(self.server, conn, given, parsed, pairs,
-                                          self.client_address[0]))
-            return made if isinstance(made, Reply) else Reply(encode(made))
-        return self.made(route, given, make)
+            made = route.endpoint(request._replace(conn=conn))
+            reply = made if isinstance(made, Reply) else Reply(encode(made))
+            return reply.finished(takes_gzip)
 
-    def made(self, route: Route, given: dict[str, Any],
-             make: Callable[[sqlite3.Connection | None], Reply]) -> Reply:
-        """Have an answer made with what it needs of the store, or take the one made before."""
         try:
             if route.needs == "write":
                 with self.server.store.write() as conn:
@@ -3119,18 +3092,10 @@ class Handler(StreamRequestHandler):
                 return make(None)
             with self.server.store.read() as reader:
                 return self.server.store.kept(
-                    (self.path, self.takes_gzip()), route.state(reader, given),
-                    lambda: self.ready(make(reader.conn)))
+                    (self.path, takes_gzip), route.state(reader, request.given),
+                    lambda: make(reader.conn))
         except (StoreError, sqlite3.Error) as error:
             raise self.server.store_problem(error) from error
-
-    def takes_gzip(self) -> bool:
-        return bool(_TAKES_GZIP.search(self.fields.get("accept-encoding", "")))
-
-    def ready(self, reply: Reply) -> Reply:
-        """Finish what will be sent many times."""
-        reply = reply.with_etag()
-        return reply.packed() if self.takes_gzip() else reply
 
     def body_length(self) -> int:
         """Read how long the body is."""
@@ -3185,16 +3150,17 @@ class Handler(StreamRequestHandler):
         shown = dict(pairs).get("token", "")
         pairs[:] = [pair for pair in pairs if pair[0] != "token"]
         scheme, _, bearer = self.fields.get("authorization", "").partition(" ")
-        cookies = dict(re.findall(r"([^=;\s]+)=([^;]*)", self.fields.get("cookie", "")))
+        cookies = dict(part.strip().partition("=")[::2]     # a regex takes seconds to search 32 KB
+                       for part in self.fields.get("cookie", "").split(";"))
         if _is_same(unquote(cookies.get(cookie, "")), token) or (
                 scheme.lower() == "bearer" and _is_same(bearer.strip(), token)):
             return None
         if self.command in ("GET", "HEAD") and _is_same(shown, token):
             rest = "?" + urlencode(pairs) if pairs else ""
-            return Reply(status=303, headers=(
-                ("Location", "/" + path.lstrip("/") + rest),     # never //another.host
-                ("Set-Cookie", f"{cookie}={quote(token, safe='')}; Path=/; HttpOnly; "
-                               "SameSite=Strict")))
+            return Reply(status=303, headers={
+                "Location": "/" + path.lstrip("/\\") + rest,     # never //another.host
+                "Set-Cookie": f"{cookie}={quote(token, safe='')}; Path=/; HttpOnly; "
+                              "SameSite=Strict"})
         raise LabError("the lab needs its token: open what `ailab serve` printed, set AILAB_TOKEN, "
                        "or send Authorization: Bearer TOKEN", 401, **{"WWW-Authenticate": "Bearer"})
 
@@ -3215,7 +3181,7 @@ class Handler(StreamRequestHandler):
         if not self.is_body_read:
             self.close_connection = True
         problem = {"detail": error.detail, **({"column": error.column} if error.column else {})}
-        self.reply(Reply(encode(problem), error.status, headers=tuple(error.headers.items())))
+        self.reply(Reply(encode(problem), error.status, headers=error.headers))
         if not self.is_body_read:
             self.linger()
 
@@ -3230,28 +3196,24 @@ class Handler(StreamRequestHandler):
 
     def reply(self, reply: Reply) -> None:
         """Send a reply: headers and body in one write."""
-        status, headers = reply.status, list(reply.headers)
-        is_json = reply.content_type == "application/json"
+        status, is_json = reply.status, reply.content_type == "application/json"
+        headers = {**reply.headers, **(_API_POLICY if is_json else {})}
         if status == 200 and reply.file is None and self.command in ("GET", "HEAD"):
-            reply = reply.with_etag()
-            headers += [("ETag", reply.etag), ("Cache-Control", "no-cache"),
-                        ("Vary", "Accept-Encoding")]
+            headers |= {"ETag": reply.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
             asked = self.fields.get("if-none-match", "")
             if asked == "*" or reply.etag[2:] in asked:
                 status, reply = 304, reply._replace(body=b"", encoding="")
         elif status != 200 or is_json:
-            headers.append(("Cache-Control", "no-store"))
-        if self.takes_gzip():
-            reply = reply.packed()
-        headers += [("Content-Encoding", reply.encoding)] if reply.encoding else []
-        if is_json:
-            headers.append(_API_POLICY)
+            headers["Cache-Control"] = "no-store"
+        if reply.encoding:
+            headers["Content-Encoding"] = reply.encoding
         size = len(reply.body) if reply.file is None else os.fstat(reply.file.fileno()).st_size
-        head = [f"HTTP/1.1 {status} {_PHRASES[status]}", f"Date: {_http_date(int(time.time()))}"]
         if status != 304:
-            head += [f"Content-Type: {reply.content_type}", f"Content-Length: {size}"]
-        head += [_SAFE, *[f"{name}: {value}" for name, value in headers if value]]
-        head += ["Connection: close"] if self.close_connection else []
+            headers |= {"Content-Type": reply.content_type, "Content-Length": str(size)}
+        if self.close_connection:
+            headers["Connection"] = "close"
+        head = [f"HTTP/1.1 {status} {_PHRASES[status]}", f"Date: {_http_date(int(time.time()))}",
+                _SAFE, *[f"{name}: {value}" for name, value in headers.items()]]
         self.log_request(status, size)
         start = ("\r\n".join(head) + "\r\n\r\n").encode("latin-1", "replace")
         self.wfile.write(start if self.command == "HEAD" else start + reply.body)
@@ -3320,17 +3282,10 @@ class LabServer(ThreadingTCPServer):
             raise LabError(f"a server is at {path!r} already: stop it, or give another --socket")
         if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise LabError(f"{path!r} is no socket: give another --socket")
-        import tempfile
-        folder = tempfile.mkdtemp(prefix=".", dir=os.path.dirname(path) or ".")    # the user's
-        try:
-            bound = os.path.join(folder, "s")
-            self.socket.bind(bound)
-            os.chmod(bound, 0o600)
-            os.replace(bound, path)      # nobody else saw it before
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(bound)
-            os.rmdir(folder)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        self.socket.bind(path)
+        os.chmod(path, 0o600)                    # nobody can connect before listen()
         self.server_port, self.own_socket = 0, file_key(path)
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -3368,9 +3323,15 @@ class LabServer(ThreadingTCPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self.slots.acquire(blocking=False):
-            super().process_request(request, client_address)
-            return
-        body = encode({"detail": f"{MAX_CONNECTIONS} connections are open: try again later"})
+            try:
+                return super().process_request(request, client_address)
+            except RuntimeError:                 # the system has no thread to give
+                self.slots.release()
+        self.turn_away(request)
+
+    def turn_away(self, request: Any) -> None:
+        """Answer 503 on a connection that gets no thread, without waiting for its request."""
+        body = encode({"detail": "too many connections are open: try again later"})
         head = ("HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
                 f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n")
         with contextlib.suppress(OSError):
@@ -3386,12 +3347,14 @@ class LabServer(ThreadingTCPServer):
 
     def store_problem(self, error: Exception) -> LabError:
         """Turn what the store says into a 503, which names no folder."""
-        text, cause = str(error), error.__cause__ if isinstance(error, StoreError) else error
-        if isinstance(cause, sqlite3.Error):
-            why = ("is busy: try again in a moment" if re.search("locked|busy", str(cause)) else
-                   f"cannot be used ({cause}): `ailab doctor` says more")
-            text = f"the lab at {self.store.path!r} {why}"
-        return LabError(text.replace(self.store.path, os.path.basename(self.store.path)), 503)
+        path, name = self.store.path, os.path.basename(self.store.path)
+        cause = error.__cause__ if isinstance(error, StoreError) else error
+        if not isinstance(cause, (sqlite3.Error, OSError)):
+            return LabError(str(error).replace(repr(path), repr(name)).replace(path, name), 503)
+        why = cause.strerror if isinstance(cause, OSError) else cause   # str() names its folder
+        why = ("is busy: try again in a moment" if re.search("locked|busy", str(cause)) else
+               f"cannot be used ({why}): `ailab doctor` says more")
+        return LabError(f"the lab at {name!r} {why}", 503)
 
     def server_close(self) -> None:
         self.is_over.set()
@@ -3420,6 +3383,9 @@ def make_server(db_path: str, host: str = "127.0.0.1", port: int = 0, *, token: 
     """
     if not is_loopback(host) and not token:
         raise LabError(f"{host!r} can be reached by others: give a token (--token or AILAB_TOKEN)")
+    if not re.fullmatch(r"[!-~]*", token or ""):
+        raise LabError("the token has characters that no header carries: give letters, digits and "
+                       "signs of ASCII, without a space")
     path = os.path.abspath(db_path)
     with contextlib.suppress(StoreError, sqlite3.Error):
         open_lab(path, timeout_s=READ_WAIT_S).close()
@@ -3429,21 +3395,18 @@ def make_server(db_path: str, host: str = "127.0.0.1", port: int = 0, *, token: 
 
 # --- Static files -------------------------------------------------------------
 
-STATIC_TYPES = {
-    "html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8",
-    "css": "text/css; charset=utf-8", "svg": "image/svg+xml", "png": "image/png",
-    "ico": "image/x-icon"}
-_PAGE_POLICY = ("Content-Security-Policy",
+STATIC_TYPES = {kind: f"text/{name}; charset=utf-8" for kind, name in {
+    "html": "html", "js": "javascript", "css": "css"}.items()}
+_PAGE_POLICY = {"Content-Security-Policy":
                 "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; "
-                "form-action 'self'; frame-ancestors 'none'; object-src 'none'")
+                "form-action 'self'; frame-ancestors 'none'; object-src 'none'"}
 
 
 def static_dir() -> str:
     """Find the dashboard's files: `static` beside this file, or `ailab_static` once installed."""
     here = os.path.dirname(os.path.abspath(__file__))
-    places = [os.path.join(here, name) for name in ("static", "ailab_static")]
-    return next((place for place in places if os.path.isfile(os.path.join(place, "index.html"))),
-                places[0])
+    installed = os.path.join(here, "ailab_static")
+    return installed if os.path.isdir(installed) else os.path.join(here, "static")
 
 
 def static_file(name: str) -> Reply:
@@ -3455,7 +3418,7 @@ def static_file(name: str) -> Reply:
         if (content_type and full.startswith(root + os.sep) and os.path.isfile(full)
                 and not any(part.startswith(".") for part in name.split("/"))):
             with open(full, "rb") as file:
-                return Reply(file.read(), content_type=content_type, headers=(_PAGE_POLICY,))
+                return Reply(file.read(), content_type=content_type, headers=_PAGE_POLICY)
     raise NotFound("the dashboard has no such file")
 
 
@@ -3504,7 +3467,7 @@ def docs_page(project: str) -> Reply:
             '<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
             '<link rel="stylesheet" href="/static/style.css">'
             f'<main class="lab-docs">{"".join(parts)}</main></html>')
-    return Reply(page.encode(), content_type=STATIC_TYPES["html"], headers=(_PAGE_POLICY,))
+    return Reply(page.encode(), content_type=STATIC_TYPES["html"], headers=_PAGE_POLICY)
 
 
 # --- Command line -------------------------------------------------------------
@@ -3557,12 +3520,12 @@ def print_table(heads: list[str], rows: list[list[Any]]) -> None:
         print(f"({plural(len(heads) - len(widths), 'column')} more in a wider terminal)"[:room])
 
 
-def read_verb(verb: Callable[[sqlite3.Connection, argparse.Namespace], Iterator[Any]]
-              ) -> Callable[[argparse.Namespace], int]:
+def read_verb(verb: Callable[[sqlite3.Connection, argparse.Namespace], Iterator[Any]],
+              mode: str = "ro") -> Callable[[argparse.Namespace], int]:
     """Make a verb of a generator that gives what the API answers, then prints it for people."""
     @functools.wraps(verb)
     def run(args: argparse.Namespace) -> int:
-        with contextlib.closing(open_store(args.db)) as conn:
+        with contextlib.closing(open_store(args.db, mode)) as conn:
             steps = verb(conn, args)
             answer = next(steps)
             if args.json:
@@ -3571,6 +3534,9 @@ def read_verb(verb: Callable[[sqlite3.Connection, argparse.Namespace], Iterator[
                 next(steps, None)
         return 0
     return run
+
+
+write_verb = functools.partial(read_verb, mode="rw")
 
 
 def print_json(answer: Any) -> None:
@@ -3681,8 +3647,7 @@ def best_point(metric: dict) -> tuple[Any, Any]:
 @read_verb
 def cmd_compare(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any]:
     """Compare runs: params that differ, metrics, the best marked by *."""
-    pairs = [("ids", run_id) for run_id in args.runs] + pairs_of(args, COMPARED[1:])
-    given = parse_params(COMPARED, pairs)
+    given = parse_params(COMPARED, pairs_of(args, COMPARED))
     yield (found := compare_runs(conn, given["ids"], given["by"]))
     runs = found["runs"]
     rows: list[list[Any]] = [["ended", *(run["end_reason"] or run["status"] for run in runs)]]
@@ -3733,29 +3698,22 @@ def cmd_metrics(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[
             print(clean(file["path"]) + ("" if file["exists"] else f" ({absent(run)})"))
 
 
-def cmd_note(args: argparse.Namespace) -> int:
+@write_verb
+def cmd_note(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any]:
     """Write a run's note."""
     if (args.text is None) != args.clear:
         args.parser.error("give the note's text, or --clear")
     text = validated(NoteUpdate, {"note": args.text}).note
-    with contextlib.closing(open_store(args.db, "rw")) as conn:
-        run = set_note(conn, args.run, text)
-    if args.json:
-        print_json(run)
-    else:
-        print(f"{clean(run['run_id'])}: " + ("note taken away" if text is None else clean(text)))
-    return 0
+    yield (run := set_note(conn, args.run, text))
+    print(f"{clean(run['run_id'])}: " + ("note taken away" if text is None else clean(text)))
 
 
-def cmd_direction(args: argparse.Namespace) -> int:
+@write_verb
+def cmd_direction(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any]:
     """Set which way a metric is better."""
-    with contextlib.closing(open_store(args.db, "rw")) as conn:
-        told = set_direction(conn, args.metric_name, None if args.way == "auto" else args.way)
-    if args.json:
-        print_json(told)
-    else:
-        print(f"{clean(told['metric_name'])}: {told['direction']}")
-    return 0
+    way = None if args.way == "auto" else args.way
+    yield (told := set_direction(conn, args.metric_name, way))
+    print(f"{clean(told['metric_name'])}: {told['direction']}")
 
 
 def cmd_delete(args: argparse.Namespace) -> int:
@@ -3892,7 +3850,7 @@ def port_number(text: str) -> int:
 def cmd_serve(args: argparse.Namespace) -> int:
     """Serve the dashboard and the API."""
     import signal
-    path = args.socket and os.path.abspath(args.socket)
+    path = None if args.socket is None else os.path.abspath(args.socket)   # "" opens no port
     if path and (args.host is not None or args.port is not None):
         args.parser.error("--socket opens no port: leave --host and --port out")
     if path and not hasattr(socket, "AF_UNIX"):
@@ -3909,23 +3867,19 @@ def cmd_serve(args: argparse.Namespace) -> int:
     except (OSError, OverflowError) as error:
         raise LabError(f"cannot serve at {path!r} ({error})" if path
                        else bind_problem(host, port, error)) from error
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-            if is_new or not args.quiet:         # nobody could know a new token otherwise
-                entry = f"?token={quote(token, safe='')}" if token else ""
-                beyond = "" if server.is_loopback else f" (bound to {clean(host)})"
-                where = f"{server.url}/{entry}{beyond}" if not path else (
-                    f"the socket {clean(path)}; from elsewhere: ssh -L 8000:{clean(path)} HOST, "
-                    f"then http://localhost:8000/{entry}")
-                print(f"AI-Lab {lab_logger.__version__} serving {clean(args.db)}\n"
-                      f"Dashboard and API at {where}\nStop with Ctrl-C.",
-                      file=sys.stderr, flush=True)
-            for question in getattr(args, "questions", ()):
-                print(f"  ask: {question}", file=sys.stderr, flush=True)
-            server.serve_forever()
-    finally:
-        server.server_close()
+    with server, contextlib.suppress(KeyboardInterrupt):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if is_new or not args.quiet:             # nobody could know a new token otherwise
+            entry = f"?token={quote(token, safe='')}" if token else ""
+            beyond = "" if server.is_loopback else f" (bound to {clean(host)})"
+            where = f"{server.url}/{entry}{beyond}" if not path else (
+                f"the socket {clean(path)}; from elsewhere: ssh -L 8000:{clean(path)} HOST, "
+                f"then http://localhost:8000/{entry}")
+            print(f"AI-Lab {lab_logger.__version__} serving {clean(args.db)}\n"
+                  f"Dashboard and API at {where}\nStop with Ctrl-C.", file=sys.stderr, flush=True)
+        for question in getattr(args, "questions", ()):
+            print(f"  ask: {question}", file=sys.stderr, flush=True)
+        server.serve_forever()
     return 0
 
 
@@ -3971,12 +3925,13 @@ def http(url: str, token: str | None = None, content: Any = None,
     """Ask a server on this machine, past any proxy: status and body. Raises OSError."""
     import urllib.error
     import urllib.request
-    headers = {"Content-Type": "application/json",
-               **({"Authorization": f"Bearer {token}"} if token else {})}
     body = None if content is None else json.dumps(content).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(urllib.request.Request(url, body, headers), timeout=timeout_s) as answer:
+        with opener.open(request, timeout=timeout_s) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -3984,14 +3939,17 @@ def http(url: str, token: str | None = None, content: Any = None,
 
 @contextlib.contextmanager
 def served_lab(db_path: str) -> Iterator[tuple[str, str | None]]:
-    """Give address and token of a server of this lab: the running one, else one for the moment."""
+    """Give address and token of a server of this lab: the running one, else one for the moment.
+
+    Anybody may listen at the port, so it is shown no token: a server that wants one goes unused.
+    """
     url = f"http://127.0.0.1:{_setting('AILAB_PORT', None, '8000', port_number)}"
-    token, is_running = _setting("AILAB_TOKEN", None, "") or None, False
+    is_running = False
     with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-        told = json.loads(http(f"{url}/lab", token, timeout_s=1.0)[1])
+        told = json.loads(http(f"{url}/lab", timeout_s=1.0)[1])
         is_running = os.path.samefile(told.get("db_path"), db_path)
     if is_running:
-        yield url, token
+        yield url, None
         return
     open_store(db_path).close()
     with private_server(db_path) as address:
@@ -4001,13 +3959,13 @@ def served_lab(db_path: str) -> Iterator[tuple[str, str | None]]:
 @contextlib.contextmanager
 def private_server(db_path: str) -> Iterator[tuple[str, str]]:
     """Serve a lab for the moment, on a port of loopback: its address and token."""
-    server = make_server(db_path, token=secrets.token_urlsafe(24))
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield server.url, server.token or ""
-    finally:
-        server.shutdown()
-        server.server_close()
+    token = secrets.token_urlsafe(24)
+    with make_server(db_path, token=token) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            yield server.url, token
+        finally:
+            server.shutdown()
 
 
 def cmd_ask(args: argparse.Namespace) -> int:
@@ -4220,7 +4178,8 @@ VERBS: tuple[tuple[Callable, str, tuple, tuple[Param, ...]], ...] = (   # with e
     (cmd_demo, "demo", _SERVER_FLAGS, ()),
     (cmd_runs, "runs --status finished --sort metrics.accuracy", (), RUN_FILTERS + PAGE),
     (cmd_show, "show 54e5f6a7", (("run", _RUN),), ()),
-    (cmd_compare, "compare 54e5f6 32c3d4", (("runs", {"nargs": "+", **_RUN}),), COMPARED[1:]),
+    (cmd_compare, "compare 54e5f6 32c3d4",
+     (("ids", {"nargs": "+", "metavar": "runs", **_RUN}),), COMPARED[1:]),
     (cmd_leaderboard, "leaderboard accuracy --top-k 3",
      (("metric_name", {"help": "the metric to rank by"}),), BOARD[1:]),
     (cmd_metrics, "metrics 54e5f6a7 --names val_loss", (("run", _RUN),), WINDOW),
@@ -4291,8 +4250,6 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except SystemExit as end:            # argparse's, or a verb's own check of its usage
         return int(end.code or 0)
-    except (LabError, StoreError) as error:
-        print(f"ailab: {clean(error)}", file=sys.stderr)
     except sqlite3.Error as error:
         print(f"ailab: the lab at {args.db!r} cannot be used ({error}): `ailab doctor` says more",
               file=sys.stderr)
@@ -4301,8 +4258,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
-        print(f"ailab: {error}", file=sys.stderr)
+    except (LabError, StoreError, OSError) as error:
+        print(f"ailab: {clean(error)}", file=sys.stderr)
     return 1
 
 

@@ -479,6 +479,11 @@ def test_serve_on_a_socket_and_a_port_is_wrong_usage(cli, tmp_path, more):
     assert code == 2 and "--socket opens no port" in err
 
 
+def test_serve_on_a_socket_without_a_name_opens_no_port_instead(cli):
+    code, _, err = cli("serve", "--socket", "", "--quiet")
+    assert code == 1 and "is no socket: give another --socket" in err
+
+
 def test_serve_without_unix_sockets_says_so(cli, tmp_path, monkeypatch):
     monkeypatch.delattr(socket, "AF_UNIX", raising=False)
     code, _, err = cli("serve", "--socket", str(tmp_path / "s"))

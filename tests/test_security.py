@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import stat
 import threading
 import time
@@ -261,6 +262,13 @@ def open_lab_for_others(lab, request):
 def test_a_server_that_others_can_reach_is_not_made_without_a_token(db_path, host):
     with pytest.raises(ailab.LabError, match="token"):
         ailab.make_server(db_path, host, 0)
+
+
+@pytest.mark.parametrize("token", ["two words", "café", "line\n", "byte\udcff"])
+def test_token_that_no_header_carries_is_refused_at_the_start(db_path, token):
+    with pytest.raises(ailab.LabError, match="no header carries") as refused:
+        ailab.make_server(db_path, token=token)
+    assert token not in refused.value.detail
 
 
 def test_a_server_that_others_can_reach_names_no_folder(lab, open_lab_for_others):
@@ -853,23 +861,6 @@ class SocketClient(http.client.HTTPConnection):
 
 
 @needs_sockets
-def test_socket_is_never_wider_than_its_user_and_the_umask_stays(lab, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    seen, put, before = [], os.replace, os.umask(0)
-
-    def replace(source, target):
-        seen.extend(stat.S_IMODE(os.lstat(path).st_mode)
-                    for path in (os.path.dirname(source), source))
-        put(source, target)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "umask", pytest.fail)
-        patch.setattr(os, "replace", replace)
-        ailab.make_server(lab.db_path, socket_path="lab.sock").server_close()
-    os.umask(before)
-    assert seen == [0o700, 0o600] and not [name for name in os.listdir() if name.startswith(".")]
-
-
-@needs_sockets
 def test_unix_socket_serves_its_user_alone_and_goes_with_its_server(lab, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)                   # a socket's path may have about 100 bytes
     serving = ailab.make_server(lab.db_path, socket_path="lab.sock")
@@ -931,6 +922,86 @@ def test_socket_of_a_dead_server_is_replaced_and_another_file_is_not(lab, tmp_pa
     with pytest.raises(ailab.LabError, match="is no socket"):
         ailab.make_server(lab.db_path, socket_path="notes.txt")
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@needs_sockets
+def test_socket_is_its_users_alone_before_anyone_can_connect(lab, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    modes = []
+
+    class Watched(socket.socket):
+        def listen(self, backlog):
+            modes.append(stat.S_IMODE(os.stat("lab.sock").st_mode))
+            super().listen(backlog)
+    monkeypatch.setattr(socket, "socket", Watched)
+    before = os.umask(0)
+    try:
+        with monkeypatch.context() as patch:      # it is of the whole process, whose threads go on
+            patch.setattr(os, "umask", None)
+            ailab.make_server(lab.db_path, socket_path="lab.sock").server_close()
+    finally:
+        os.umask(before)
+    assert modes == [0o600]
+
+
+def test_long_cookie_is_read_in_one_go(guarded, monkeypatch):
+    monkeypatch.setattr(ailab, "MAX_HEADER_BYTES", 1 << 17)       # a search took a minute of these
+    assert guarded("/runs", {"Cookie": "a" * 120_000})[0] == 401
+
+
+@pytest.mark.parametrize("path", ["//evil.example/", "/\\evil.example/", "/\\/evil.example/"])
+def test_token_in_the_address_leads_to_this_host_only(guarded, path):
+    status, headers, _ = guarded(path + "?token=s3cret-token")
+    assert (status, headers["Location"]) == (303, "/evil.example/")
+
+
+def test_connection_for_which_there_is_no_thread_is_told_so_and_takes_no_slot(server, api,
+                                                                              monkeypatch):
+    server.slots = threading.BoundedSemaphore(1)
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            status, _, answer = api("GET", "/health")
+            assert (status, list(answer)) == (503, ["detail"])
+    assert api("GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize("name", ["lab.db", "it's \"my\" lab.db"])
+def test_503_names_no_folder_whatever_fails_and_whatever_the_path(tmp_path, name):
+    serving = ailab.make_server(str(tmp_path / name))
+    try:
+        path = serving.store.path
+        told = [ailab.StoreError(f"the lab at {path!r} has schema version 99")]
+        for cause in (sqlite3.OperationalError("disk error"), sqlite3.OperationalError("locked"),
+                      PermissionError(13, "Permission denied", str(tmp_path))):
+            told.append(ailab.StoreError(f"the lab at {path!r} cannot be used ({cause})"))
+            told[-1].__cause__ = cause
+        details = [serving.store_problem(error).detail for error in told]
+        assert [detail for detail in details if str(tmp_path)[1:] in detail] == []
+        assert [detail for detail in details if repr(name) not in detail] == []
+        assert "Permission denied" in details[-1] and "busy" in details[2]
+    finally:
+        serving.server_close()
+
+
+def test_question_shows_no_token_to_whoever_listens_at_the_port(lab, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as squatter:
+        got = []
+
+        def listen():
+            with squatter.accept()[0] as client:
+                got.append(client.recv(65536))
+        listener = threading.Thread(target=listen)
+        listener.start()
+        monkeypatch.setenv("AILAB_PORT", str(squatter.getsockname()[1]))
+        monkeypatch.setenv("AILAB_TOKEN", "s3cret-token")
+        with ailab.served_lab(lab.db_path) as (url, token):
+            assert ailab.http(f"{url}/runs", token)[0] == 200
+        listener.join(10)
+    assert got[0].startswith(b"GET /lab") and b"s3cret-token" not in got[0]
 
 
 def test_server_for_one_question_asks_for_a_token(lab, monkeypatch):
