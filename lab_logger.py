@@ -205,6 +205,7 @@ def connect(path: str, mode: str = "rw", timeout_s: float = 30.0):
     """
     import sqlite3
     from urllib.parse import quote
+    conn = None
     try:
         if mode == "rw":
             os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
@@ -225,6 +226,8 @@ def connect(path: str, mode: str = "rw", timeout_s: float = 30.0):
             return connect(path, "ro", timeout_s)
         return conn
     except (sqlite3.Error, OSError) as error:
+        if conn is not None:                      # the error's traceback would keep it open
+            conn.close()
         raise StoreError(f"the lab at {path!r} cannot be used ({error})") from error
 
 

@@ -315,6 +315,18 @@ def test_a_file_that_is_no_database_is_refused_and_left_untouched(db_path, conte
     assert read_bytes(db_path) == content
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc")
+def test_a_store_that_cannot_be_used_is_closed_again(db_path):
+    with open(db_path, "wb") as file:
+        file.write(b"SQLite format 3\0" + bytes(range(256)) * 32)
+    before, errors = len(os.listdir("/proc/self/fd")), []
+    for mode in ("rw", "ro") * 10:
+        with pytest.raises(lab_logger.StoreError, match="cannot be used") as caught:
+            lab_logger.connect(db_path, mode)
+        errors.append(caught.value)               # with what its traceback holds
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_folder_in_the_place_of_the_store_is_one_sentence(db_path):
     os.mkdir(db_path)
     with pytest.raises(lab_logger.StoreError, match="cannot be used"):
