@@ -3055,7 +3055,7 @@ class Handler(StreamRequestHandler):
 
     def answer(self) -> Reply:
         """Guard, dispatch, and turn what the endpoint gives into a reply."""
-        is_large = self.body_length() > MAX_BODY_BYTES   # it is read once its sender is let in
+        is_large = self.body_length() > 1 << 16          # it is read once its sender is let in
         body = b"" if is_large else self.read_body(MAX_BODY_BYTES)
         self.guard()
         path, _, query = self.path.partition("?")

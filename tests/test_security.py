@@ -271,6 +271,14 @@ def test_token_that_no_header_carries_is_refused_at_the_start(db_path, token):
     assert token not in refused.value.detail
 
 
+def test_large_body_is_not_waited_for_before_the_token(open_lab_for_others):
+    port = open_lab_for_others.server_port
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        client.sendall(b"POST /agent/query HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: "
+                       b"application/json\r\nContent-Length: 100000\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 401 ")
+
+
 def test_a_server_that_others_can_reach_names_no_folder(lab, open_lab_for_others):
     def ask(path):
         connection = http.client.HTTPConnection("127.0.0.1", open_lab_for_others.server_port,
