@@ -1062,6 +1062,8 @@ def _no_field(text: str, at: int, before: str) -> BadQuery:
         hint = f"did you mean {near[0]!r}?"
     elif before in ("/", "-"):
         hint = 'a name with / or - in it goes in quotes, as in metrics."val/acc"'
+    elif before in ("=", "==", "!=", "<>", "[", ","):
+        hint = f"text goes in quotes: '{text[:40]}'"
     return BadQuery(f"there is no field {text[:80]!r}: {hint}", at)
 
 
@@ -2295,10 +2297,9 @@ def purge_run(conn: sqlite3.Connection, db_path: str, run_id: str) -> int:
 def compact(conn: sqlite3.Connection) -> None:
     """Write the file anew without what was removed: until then its words and bytes are in it."""
     try:
-        for statement in ("DELETE FROM tally WHERE n_runs = 0 AND kind <> 'run'",
-                          "INSERT INTO run_search (run_search) VALUES ('optimize')",
-                          "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
-            conn.execute(statement)
+        conn.executescript("DELETE FROM tally WHERE n_runs = 0 AND kind <> 'run'; "
+                           "INSERT INTO run_search (run_search) VALUES ('optimize'); "
+                           "VACUUM; PRAGMA wal_checkpoint(TRUNCATE)")
     except sqlite3.Error as error:
         raise LabError(f"the file could not be written anew ({error}), so bytes of what was purged "
                        "are still in it: `ailab purge --yes` tries again") from error
@@ -3588,7 +3589,7 @@ def cmd_runs(conn: sqlite3.Connection, args: argparse.Namespace) -> Iterator[Any
                    lead)
         print(f"{len(runs):,} of {plural(count_runs(conn, query))}")
     elif n_runs := count_runs(conn, RunQuery()):
-        print(f"no run matches; the lab has {n_runs}")
+        print(f"no run matches; the lab has {plural(n_runs)}")
     else:
         print("no runs yet: decorate a training function with @log_run of lab_logger.py, "
               "or see `ailab demo`")

@@ -413,6 +413,8 @@ def test_where_keeps_what_plain_python_would(odd_lab, monkeypatch):
     ("metrics.Accuracy > 0.9", 1, "'accuracy'"),
     ("stats = 'failed'", 1, "did you mean 'status'"),
     ("accuracy > 0.9", 1, "metrics.accuracy"),
+    ("status = finished", 10, "text goes in quotes: 'finished'"),
+    ("model_name in [mlp, 'x']", 16, "text goes in quotes: 'mlp'"),
     ("metrics.val/acc > 0.9", 13, 'metrics."val/acc"'),
     ("metrics.accuracy > ", 20, "the end"),
     ("metrics.accuracy", 17, "a comparison"),
