@@ -207,9 +207,9 @@ def bench_throughput(db_path: str) -> None:
     bare = subprocess.Popen([sys.executable, __file__, "--bare"], stdout=subprocess.PIPE, text=True)
     ask = client(int(bare.stdout.readline()))
     with served(db_path) as (_, _, get):
-        nothing = 1e3 / p50_p95(lambda i: ask("/"))[0]
+        nothing = 1e3 / p50_p95(lambda i: ask("/"), 10 * N_CALLS)[0]
         for name, path in (("/health", "/health"), ("page of 50, unchanged lab", "/runs?limit=50")):
-            ours = 1e3 / p50_p95(lambda i, path=path: get(path))[0]
+            ours = 1e3 / p50_p95(lambda i, path=path: get(path), 10 * N_CALLS)[0]
             print(f"  {name:<26}{ours:,.0f} requests/s, bare http.server {nothing:,.0f}: "
                   f"{ours / nothing:.2f}x")
     bare.kill()
