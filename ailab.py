@@ -2325,6 +2325,27 @@ def replaced(path: str) -> Iterator[str]:
             os.unlink(part)
 
 
+def check_target(conn: sqlite3.Connection, path: str, kind: str) -> None:
+    """Raise LabError where an export to `path` would take more away than an older export.
+
+    A database is replaced only by one that has all its runs, and never while it has a log beside
+    it: SQLite would take the changes in that for changes to the new file.
+    """
+    for log in own_files(path)[1:]:
+        if os.path.exists(log):
+            raise LabError(f"{path!r} cannot be replaced while {log!r} is there: end what has it "
+                           "open, or name another file")
+    if not _is_database(path):
+        return
+    try:
+        with contextlib.closing(_open_file(path)) as old:
+            held = set(old.execute("SELECT run_id FROM runs"))
+    except sqlite3.Error:
+        held = {("",)}
+    if kind != "db" or held - set(conn.execute("SELECT run_id FROM runs")):
+        raise LabError(f"{path!r} is a database and no older copy of this lab: name another file")
+
+
 def export_lines(conn: sqlite3.Connection, query: RunQuery) -> Iterator[str]:
     """Write runs as JSON lines, whole, as the tables have them: each run, then its n_points points.
 
@@ -2375,18 +2396,26 @@ def imported(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
 
     Raises: LabError, saying which line is none of an export's.
     """
-    with open(path, "rb") as file:
-        is_database = file.read(16) == b"SQLite format 3\0"
-    if is_database:
+    if _is_database(path):
         yield from _of_database(path)
         return
     for _, told in itertools.groupby(_of_lines(path), key=lambda block: block[0]):
         yield next(told)[1], (point for _, points in told for point in points)  # noqa: B031
 
 
+def _is_database(path: str) -> bool:
+    if not os.path.isfile(path):         # a pipe would wait
+        return False
+    with open(path, "rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+
+
+def _open_file(path: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(os.fsencode(os.path.abspath(path)))}?mode=ro", uri=True)
+
+
 def _of_database(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
-    uri = f"file:{quote(os.fsencode(os.path.abspath(path)))}?mode=ro"
-    with contextlib.closing(sqlite3.connect(uri, uri=True)) as conn:
+    with contextlib.closing(_open_file(path)) as conn:
         conn.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
         held = {table: [row[1] for row in conn.execute(f"PRAGMA table_info({table})")]
                 for table in ("runs", "run_metrics")}
@@ -3779,6 +3808,7 @@ def cmd_export(args: argparse.Namespace) -> int:
         if args.output == "-":
             file: Any = sys.stdout
         else:
+            check_target(conn, args.output, kind)
             part = stack.enter_context(replaced(args.output))
             if kind == "db":
                 with contextlib.closing(sqlite3.connect(part)) as copy:

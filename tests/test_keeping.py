@@ -351,6 +351,27 @@ def test_export_never_writes_over_the_lab(lab, capsys):
     assert "is the lab itself" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["db", "csv", "jsonl"])
+def test_export_never_takes_the_place_of_another_lab(lab, other, capsys, kind):
+    with contextlib.closing(ailab.open_lab(other)) as conn:
+        insert_run(conn, run_id="theirs", timestamp="2026-11-01T00:00:00.000000Z")
+    assert run_cli("export", "-o", other, "--format", kind) == 1
+    assert "no older copy of this lab" in capsys.readouterr().err
+    assert [row["run_id"] for row in table(other, "runs")] == ["theirs"]
+
+
+def test_export_takes_the_place_of_an_older_copy_unless_that_is_in_use(lab, other, capsys):
+    assert run_cli("export", "-o", other) == 0
+    insert_run(lab.conn, run_id="newer", timestamp="2026-11-01T00:00:00.000000Z")
+    with contextlib.closing(ailab.open_lab(other)) as conn:
+        ailab.set_note(conn, lab.ids["lr_01"], "written to the copy")
+        assert run_cli("export", "-o", other) == 1
+        assert "other.db-wal' is there: end what has it open" in capsys.readouterr().err
+    assert "newer" not in [row["run_id"] for row in table(other, "runs")]
+    assert run_cli("export", "-o", other) == 0
+    assert table(other, "runs") == table(lab.db_path, "runs")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "db"])
 def test_export_is_the_users_alone(lab, tmp_path, kind):
