@@ -1787,10 +1787,13 @@ def _with_metrics(conn: sqlite3.Connection, rows: list[tuple],
 
 def _summary(row: tuple, metrics: tuple) -> dict:
     """Make a RunSummary dict of a row of SUMMARY_COLUMNS to params_json, and its metrics."""
-    return {**dict(zip(SUMMARY_COLUMNS, row, strict=False)), "params": load_json(row[-1], {}),
-            "final_metrics": {name: number(value) for name, value, _ in metrics},
-            "n_epochs_logged": max((epoch for *_, epoch in metrics if epoch.__class__ is int),
-                                   default=None)}
+    run = {**dict(zip(SUMMARY_COLUMNS, row, strict=False)), "params": load_json(row[-1], {}),
+           "final_metrics": {name: number(value) for name, value, _ in metrics},
+           "n_epochs_logged": max((epoch for *_, epoch in metrics if epoch.__class__ is int),
+                                  default=None)}
+    if not isinstance(lasted := run["duration_s"], (float, int)) or abs(lasted) == INF:
+        run["duration_s"] = None         # as plain SQL can put it there
+    return run
 
 
 def number(value: Any) -> float | str:
@@ -1847,7 +1850,8 @@ def _details(conn: sqlite3.Connection, run_ids: list[str]) -> dict[str, dict]:
     runs = {found[0][0]: _summary(*found) for found in _with_metrics(conn, rows, {})}
     for row in rows:
         run = runs[row[0]]
-        run.update(zip(_DETAIL_COLUMNS, row[len(SUMMARY_COLUMNS):], strict=False))
+        run.update(zip(_DETAIL_COLUMNS, map(_plain, row[len(SUMMARY_COLUMNS):]), strict=False))
+        run["pid"] = run["pid"] if isinstance(run["pid"], int) else None
         run["device_info"] = load_json(run["device_info"], {})
         run["artifacts"] = [str(path) for path in load_json(run.pop("artifacts_json"), [])]
         run["resumptions"] = [
@@ -2159,7 +2163,7 @@ def list_experiments(conn: sqlite3.Connection) -> list[dict]:
     return [{"experiment_name": name, "n_runs": n_runs, "n_running": running.get(name, 0),
              "last_activity": latest} for name, n_runs, latest in conn.execute(f"""
         WITH named AS (SELECT name, n_runs FROM tally WHERE kind = 'experiment_name')
-        SELECT k.name, n_runs, (SELECT nullif({_ACTIVITY}, '') FROM runs
+        SELECT k.name, n_runs, (SELECT CAST(nullif({_ACTIVITY}, '') AS TEXT) FROM runs
             WHERE experiment_name IS k.name AND deleted_at IS NULL
             ORDER BY {_ACTIVITY} DESC LIMIT 1) AS latest
         FROM (SELECT * FROM named UNION ALL SELECT NULL, n_runs - (
@@ -2249,12 +2253,13 @@ _EXPORT = {"ailab": "export", "version": 1}      # the first line of JSON lines
 _INFINITE = ("Infinity", "-Infinity")
 _POINT = ("epoch", "step", "metric_name", "metric_value", "timestamp")
 _NAMED = "typeof(run_id) = 'text'"               # SQLite lets plain SQL leave it out
+_TIMES = ("timestamp", "ended_at", "heartbeat_at", "deleted_at")
 _PROMISED: dict[str, tuple[str, Callable[[Any], Any]]] = {     # of columns of runs: what they hold
     "status": (f"one of {', '.join(STATUSES)}", STATUSES.__contains__),
     "duration_s": ("a number", lambda value: isinstance(value, (int, float))),
     "artifacts_json": ("a JSON list", lambda value: load_json(str(value), [0]) != [0]),
-    **dict.fromkeys(("timestamp", "ended_at", "heartbeat_at", "deleted_at"),
-                    ("a time in ISO 8601", lambda value: parse_time(str(value)))),
+    **dict.fromkeys(_TIMES, ("a time such as 2026-11-01T09:30:00.000000Z",
+                             lambda value: parse_time(str(value)) == value)),
     **dict.fromkeys(("resumptions_json", "params_json", "final_metrics_json", "device_info"),
                     ("a JSON object", lambda value: load_json(str(value), {0: 0}) != {0: 0}))}
 
@@ -2476,11 +2481,26 @@ def _scalar(value: Any) -> Any:
     return value
 
 
+def add_odd(odd: dict[str, list[str]], run: dict) -> None:
+    """Add to `odd`, by column, what is not as the columns of runs promise, and whose it is."""
+    for name, (_, is_kept) in _PROMISED.items():
+        if run.get(name) is not None and not is_kept(run[name]):
+            odd.setdefault(name, []).append(f"{run[name]!r:.60} of {run['run_id']!r}")
+
+
+def told_odd(odd: dict[str, list[str]]) -> Iterator[str]:
+    """Write a sentence for each column of `odd`."""
+    for name, found in odd.items():
+        yield (f"{name} is not {_PROMISED[name][0]} in {plural(len(found), 'run')}, as {found[0]}")
+
+
 def import_run(conn: sqlite3.Connection, run: dict, points: Iterator[tuple]) -> bool:
     """Take one run in, in one transaction; False where the lab has it, even in the trash.
 
-    Files that it names are another machine's, as those of a run that came over HTTP.
+    Files that it names are another machine's, as those of a run that came over HTTP. Its times
+    are put into the one spelling that sorts.
     """
+    run.update({name: parse_time(str(run[name])) or run[name] for name in _TIMES if run.get(name)})
     run = {name: value for name, value in run.items() if value is not None}   # for the defaults
     run["received_from"] = run.get("received_from") or run.get("hostname") or "an import"
     with lab_logger.transaction(conn):
@@ -3842,9 +3862,8 @@ def cmd_import(args: argparse.Namespace) -> int:
                 is_alive = run.get("status") == "running"        # here it would stay half a run
                 is_new = not is_alive and import_run(conn, run, points)
                 n_alive, n_new = n_alive + is_alive, n_new + is_new
-                for name, (_, is_kept) in _PROMISED.items() if is_new else ():
-                    if run.get(name) is not None and not is_kept(run[name]):
-                        odd.setdefault(name, []).append(f"{run[name]!r:.60} of {run['run_id']!r}")
+                if is_new:
+                    add_odd(odd, run)
                 n_held += not is_alive and not is_new
         except sqlite3.Error as error:
             raise LabError(f"taking {args.file!r} into {args.db!r} failed ({error}): `ailab doctor "
@@ -3854,9 +3873,8 @@ def cmd_import(args: argparse.Namespace) -> int:
                 refresh(conn)
             print(f"{plural(n_new)} taken in, {n_held:,} already there" + bool(n_alive) * (
                 f", {n_alive:,} still running: import again when ended"), file=sys.stderr)
-            for name, found in odd.items():
-                print(f"ailab: {name} is not {_PROMISED[name][0]} in {plural(len(found), 'run')}, "
-                      f"as {found[0]}: taken in as it is", file=sys.stderr)
+            for text in told_odd(odd):
+                print(f"ailab: {text}: taken in as it is", file=sys.stderr)
     return 0
 
 
@@ -4097,6 +4115,11 @@ def check_whole(conn: sqlite3.Connection, db_path: str) -> Found:
     orphans = sum(1 for _ in conn.execute("PRAGMA foreign_key_check"))
     yield not orphans, f"{plural(orphans, 'point')} of runs that are not in the lab" + (
         ": any SQLite tool can delete them from run_metrics" if orphans else "")
+    odd: dict[str, list[str]] = {}
+    names = ("run_id", *_PROMISED)
+    for row in conn.execute(f"SELECT {', '.join(names)} FROM runs WHERE NOT ({_PURGED})"):
+        add_odd(odd, dict(zip(names, row, strict=True)))
+    yield from ((None, f"{text}: any SQLite tool can change it") for text in told_odd(odd))
     problems = index_problems(conn, db_path)
     yield from ((None, f"the index for reading is wrong: {text}") for text in problems)
     if problems:

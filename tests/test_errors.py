@@ -1,4 +1,5 @@
 """Bad input of every kind: one shape, one sentence, never a 5xx; and a store that breaks."""
+import contextlib
 import functools
 import gzip
 import http.client
@@ -154,6 +155,23 @@ def wrong_queries(route, param):
     values += [[some] * (param.max_times + 1)] + [[]] * (param.min_times > 0)
     for texts in values:
         yield urllib.parse.urlencode([*others, *((param.name, text) for text in texts)], True)
+
+
+@pytest.mark.parametrize("column", [name for name in lab_logger.RUN_COLUMNS if name != "run_id"])
+def test_what_plain_sql_puts_in_a_column_is_shown_or_left_out(lab, api, capsys, column):
+    run_id = lab.ids["svm_01"]
+    for value in (b"\0\xff", "text", "", 1e999, '{"a": {"b": [1]}}'):
+        with contextlib.closing(sqlite3.connect(lab.db_path)) as other, other:
+            other.execute(f"UPDATE runs SET {column} = ? WHERE run_id = ?", (value, run_id))
+        for path in GETS:
+            status, _, answer = api("GET", path.replace("{run_id}", run_id))
+            assert status == 200 or (column == "deleted_at" and status == 404), (path, value)
+            if path == "/runs/{run_id}" and status == 200 and column != "status":
+                ailab.RunDetail.model_validate_json(json.dumps(answer), strict=True)
+        assert ailab.main(["show", run_id]) == (column == "deleted_at")
+        status, _, answer = api("POST", "/agent/query", {"query": "best run by accuracy"})
+        assert status == 200 and answer["used_run_ids"], (value, answer)
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize("route, param", PARAMETERS,
