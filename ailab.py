@@ -976,7 +976,10 @@ class Where:
         if token.kind == "word":
             value = int(value.lower() == "true")         # as SQLite stores it
         elif token.kind == "number":
-            value = int(value) if value.isdigit() and len(value) < 19 else float(value)
+            if value.isdigit() and int(value) > LAST_ID:
+                raise BadQuery(f"{value[:40]} is more than 64 bits hold: a param of that size is "
+                               "kept as text, in quotes; any other is compared with 1e19", token.at)
+            value = int(value) if value.isdigit() else float(value)
             if not math.isfinite(value):
                 raise BadQuery(f"{token.text[:40]!r} is no finite number", token.at)
         kind = "text" if token.kind == "text" else "number"
@@ -1241,7 +1244,9 @@ _KEY = """(SELECT CASE WHEN max(key) = at + 1023 THEN NULL ELSE ifnull(max(key) 
     LEFT JOIN run_text ON key BETWEEN at AND at + 1023)"""
 _INDEX_TEXT = _FORGET_TEXT.format("NEW") + f"""
     INSERT INTO run_params SELECT NEW.run_id, name,
-        CASE typeof(value) WHEN 'text' THEN substr(value, 1, 1000) ELSE value END
+        CASE WHEN value = 'NaN' THEN NULL WHEN value = 'Infinity' THEN 9e999
+        WHEN value = '-Infinity' THEN -9e999
+        WHEN typeof(value) = 'text' THEN substr(value, 1, 1000) ELSE value END
         FROM ({_leaves("params_json", ".")}) WHERE NEW.deleted_at IS NULL GROUP BY name;
     INSERT INTO run_text SELECT {_KEY}, NEW.run_id, {", ".join(f"NEW.{name}" for name in _NAMES)},
         NEW.run_id
@@ -1592,11 +1597,14 @@ def directions(conn: sqlite3.Connection) -> Callable[[str], str]:
 
 
 def query_of(conn: sqlite3.Connection, given: dict[str, Any]) -> RunQuery:
-    """Make a RunQuery with the lab's directions; raises BadQuery for an unknown name in `where`."""
+    """Make a RunQuery with the lab's directions; raises BadQuery for an unknown name in it."""
     query = run_query(given, directions(conn))
     for kind, name, at in query.expression.names if query.expression else ():
         if hint := _unknown(conn, kind, name):
             raise BadQuery(hint, at)
+    kind, _, name = query.sort.partition(".")
+    if name and (hint := _unknown(conn, kind, name)):
+        raise BadQuery(f"sort: {hint}")
     return query
 
 
@@ -2098,11 +2106,11 @@ def leaderboard(conn: sqlite3.Connection, given: dict[str, Any]) -> list[dict]:
     """
     name, way = given["metric_name"], directions(conn)(given["metric_name"])
     is_ascending = given["order"] == "asc" or (given["order"] == "best" and way == "minimize")
+    if hint := _unknown(conn, "metrics", name):
+        raise NotFound(hint)
     query = query_of(conn, {**given, "sort": f"metrics.{name}",
                             "order": "asc" if is_ascending else "desc"})
     runs = list_runs(conn, query, limit=given["top_k"], has_rest=False)
-    if not runs and (hint := _unknown(conn, "metrics", name)):
-        raise NotFound(hint)
     if query.by == "final":
         found = _ranked(conn, [run["run_id"] for run in runs], query)
     return [{**run, "rank": rank, **(run.pop("ranked", None) or found[run["run_id"]])}

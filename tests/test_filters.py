@@ -444,3 +444,19 @@ def test_a_leaderboard_reads_its_index_only_as_far_as_it_must(big_lab):
             ("metric_name", "accuracy"), ("top_k", "5")]))
     assert full_reads(big_lab, board) == []
     assert sorts(big_lab, board) == []
+
+
+@pytest.mark.parametrize("name, near", [
+    ("metrics.acuracy", "accuracy"), ('metrics."accuracy"', "accuracy"),
+    ("metrics.accuracy.last", "accuracy"), ("params.learning-rate", "learning_rate")])
+def test_a_sort_by_what_no_run_has_names_what_is_near(lab, api, name, near):
+    status, _, answer = api("GET", "/runs?sort=" + urllib.parse.quote(name))
+    assert status == 422 and f"did you mean '{near}'" in answer["detail"]
+
+
+def test_a_sort_by_a_param_has_infinities_at_its_ends_and_nan_last(lab, api):
+    for name, clip in (("a", "Infinity"), ("b", 3), ("c", "-Infinity"), ("d", "NaN")):
+        insert_run(lab.conn, run_id=name, timestamp="2020", params_json=f'{{"clip": "{clip}"}}'
+                   if isinstance(clip, str) else f'{{"clip": {clip}}}')
+    runs = api("GET", "/runs?sort=params.clip")[2]
+    assert [run["run_id"] for run in runs][:3] == ["a", "b", "c"] and runs[-1]["run_id"] == "d"

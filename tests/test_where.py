@@ -176,6 +176,22 @@ def test_where_compares_a_param_as_the_number_or_text_it_is(kept, where, names):
 
 
 @pytest.mark.parametrize("where, names", [
+    ("params.seed = 9223372036854775807", ["large"]),
+    ("params.seed in [1234567890123456789]", ["long"]),
+    ("params.seed > 1234567890123456788 and params.seed < 1234567890123456790", ["long"]),
+    ("params.seed = '18446744073709551615'", ["huge"]),
+    ("params.clip > 0.5", ["long", "large"]), ("params.clip < 0", ["huge"]),
+    ("params.clip is null and params.seed is not null", ["nan"]),
+    ("params.clip != 1 and params.seed is not null", ["large", "huge"])])
+def test_where_compares_large_whole_numbers_and_infinities_as_numbers(kept, odd_lab, where, names):
+    for name, seed, clip in (("long", 1234567890123456789, 1), ("large", 2**63 - 1, "Infinity"),
+                             ("huge", str(2**64 - 1), "-Infinity"), ("nan", 1, "NaN")):
+        insert_run(odd_lab.conn, run_id=name, params_json=json.dumps({"seed": seed, "clip": clip}))
+        odd_lab.names[name] = name
+    assert sorted(kept(where)) == sorted(names)
+
+
+@pytest.mark.parametrize("where, names", [
     ("note = 'says \"hi\"'", ["odd_text"]), ('note = "says ""hi"""', ["odd_text"]),
     (r"note like '100\%\_\\'", ["odd_number"]), (r"note like '100\%_t%'", []),
     ("note like '%PUBLISH%'", ["lr_01"]), ("note like 'publish_ best%'", ["lr_01"]),
@@ -443,6 +459,7 @@ def test_where_keeps_what_plain_python_would(odd_lab, monkeypatch):
     ("note + 1 > 2", 1, "arithmetic"),
     ("(metrics.accuracy > 1) + 1 > 2", 2, "arithmetic"),
     ("metrics.accuracy > 1e999", 20, "finite"),
+    ("params.mixed = 18446744073709551615", 16, "more than 64 bits hold"),
     ("metrics. > 1", 10, "a name"), ("metrics > 1", 9, "a name"), ("not", 4, "the end"),
     ("   ", 4, "the end"), ("1 is null", 1, "a metric"), ("note = 'größter' x", 18, "'x'"),
 ])
