@@ -451,14 +451,13 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[Tt ](\d\d:\d\d)(:\d\d)?(\.\d{1,6})?\d*
                    r"(?:([Zz])|([-+ ])(\d\d):?(\d\d))?)?", re.ASCII)
 _SORT = re.compile(r"timestamp|duration|(metrics|params)\..+", re.DOTALL)
 _JOURNAL = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[0-9a-f]{8})?")
-STATUSES = ("running", "finished", "failed", "killed")
 
 RUN_FILTERS = (
     Param("dataset_id", "text", "runs on exactly this data set"),
     Param("experiment_name", "text", "runs of exactly this experiment"),
     Param("model_name", "text", "runs of exactly this model"),
     Param("task_name", "text", "runs of exactly this task"),
-    Param("status", "choice", "runs in this state", choices=STATUSES),
+    Param("status", "choice", "runs in this state", choices=lab_logger.STATUSES),
     Param("command_substring", "text", "runs whose command holds this text, in any case"),
     Param("note_substring", "text", "runs whose note holds this text, in any case"),
     Param("from_timestamp", "time", "runs started at this time or later (without a zone: UTC)"),
@@ -1029,9 +1028,9 @@ def _checked_kinds(left: Term, right: Term) -> set[str]:
     if "condition" in kinds or len(kinds - {"param"}) > 1 or kinds == {"param", "time"}:
         raise BadQuery(f"{_A_KIND[left.kind]} is compared with {_A_KIND[right.kind]}: "
                        "compare numbers with numbers, and text with text in quotes", right.at)
-    if left.inner == "r.status" and right.constant not in (None, *STATUSES):
+    if left.inner == "r.status" and right.constant not in (None, *lab_logger.STATUSES):
         raise BadQuery(f"there is no status {right.constant[:40]!r}: give one of "
-                       + ", ".join(STATUSES), right.at)
+                       + ", ".join(lab_logger.STATUSES), right.at)
     return kinds
 
 
@@ -1618,7 +1617,8 @@ def _unknown(conn: sqlite3.Connection, kind: str, name: str) -> str:
         f"(SELECT min({key}) FROM {table} WHERE {key} > name) FROM names WHERE name IS NOT NULL "
         f"LIMIT {MAX_NAMES}) SELECT name FROM names WHERE name IS NOT NULL")]
     near = nearest(name, names) or [known for known in names if not known.startswith("system/")][:5]
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "none was logged yet"
+    near = [f"{known!r:.80}" for known in near]              # a nested param's can be long
+    hint = f"did you mean {' or '.join(near)}?" if near else "none was logged yet"
     return f"no run has a {kind[:-1]} {name[:80]!r}: {hint}"
 
 
@@ -2202,7 +2202,7 @@ def lab_overview(conn: sqlite3.Connection) -> dict:
         f"NULL AND n < {MAX_COUNTED_VALUES}) SELECT count(value) FROM given) FROM tally "
         "WHERE kind = 'param' AND n_runs > 0 ORDER BY name")]
     return {"n_runs": count_runs(conn, RunQuery()),
-            "counts": dict.fromkeys(STATUSES, 0) | dict(_tallies(conn, "status")),
+            "counts": dict.fromkeys(lab_logger.STATUSES, 0) | dict(_tallies(conn, "status")),
             "last_activity": max((e["last_activity"] for e in experiments if e["last_activity"]),
                                  default=None),
             "experiments": experiments, **words, "params": params, "metrics": list_metrics(conn)}
@@ -2263,7 +2263,7 @@ _POINT = ("epoch", "step", "metric_name", "metric_value", "timestamp")
 _NAMED = "typeof(run_id) = 'text'"               # SQLite lets plain SQL leave it out
 _TIMES = ("timestamp", "ended_at", "heartbeat_at", "deleted_at")
 _PROMISED: dict[str, tuple[str, Callable[[Any], Any]]] = {     # of columns of runs: what they hold
-    "status": (f"one of {', '.join(STATUSES)}", STATUSES.__contains__),
+    "status": (f"one of {', '.join(lab_logger.STATUSES)}", lab_logger.STATUSES.__contains__),
     "duration_s": ("a number", lambda value: isinstance(value, (int, float))),
     "artifacts_json": ("a JSON list", lambda value: load_json(str(value), [0]) != [0]),
     **dict.fromkeys(_TIMES, ("a time such as 2026-11-01T09:30:00.000000Z",
@@ -3239,7 +3239,10 @@ class Handler(StreamRequestHandler):
         if not self.is_body_read:
             self.close_connection = True
         problem = {"detail": error.detail, **({"column": error.column} if error.column else {})}
-        self.reply(Reply(encode(problem), error.status, headers=error.headers))
+        try:
+            self.reply(Reply(encode(problem), error.status, headers=error.headers))
+        except OSError:                  # gone
+            self.close_connection = True
         if not self.is_body_read:
             self.linger()
 

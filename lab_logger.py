@@ -45,6 +45,7 @@ __version__ = "0.1.0"
 
 SCHEMA_VERSION = 2
 JOURNAL_VERSION = 2
+STATUSES = ("running", "finished", "failed", "killed")
 DRAIN_EVERY_S = 0.5          # how far the lab may be behind a live run's journal
 RETRY_S = (1.0, 60.0)        # first and longest pause after a lab has failed
 HEARTBEAT_EVERY_S = 10.0     # a running run says this often that it is alive
@@ -231,7 +232,16 @@ def connect(path: str, mode: str = "rw", timeout_s: float = 30.0):
         raise StoreError(f"the lab at {path!r} cannot be used ({error})") from error
 
 
+# Tables, and none of ours: of a lab whose two were dropped, those of its index are left.
+_IS_FOREIGN = """SELECT count(*) > 0 AND max(name IN ('runs', 'run_metrics', 'tally')) = 0
+    FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"""
+
+
 def _version(conn, path) -> int:
+    if conn.execute(_IS_FOREIGN).fetchone()[0]:
+        conn.close()
+        raise StoreError(f"{path!r} is the database of another program: name another file with "
+                         "DB_PATH")
     version = conn.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
         conn.close()
@@ -775,7 +785,7 @@ def take_lines(conn, journal: str, offset: int, lines: bytes,
                 _apply(conn, run_id, part, lines[start - offset:], end, received_from, ahead_s)
         except (TypeError, KeyError, AttributeError, OverflowError, OSError, RecursionError,
                 sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.IntegrityError) as error:
-            raise ValueError(f"the journal of run {run_id} holds what no lab can ({error!r})"
+            raise ValueError(f"the journal of run {run_id} holds what no lab can ({error})"
                              ) from error
         return state()
 
@@ -797,24 +807,32 @@ def _fold(records: list[dict], run_id: str, part: str, parts: dict, begun: str |
     """Add journal records up: columns of runs, artifacts, rows of run_metrics; amends `parts`."""
     columns: dict = {}
     artifacts, rows, last_t, since = [], [], 0.0, parts.get(part, {}).get("at", "")
-    for record in records:
-        last_t = record.get("t", last_t)
-        if "m" in record:                         # no earlier than its part, whatever the clock did
-            at, epoch, step = max(utc(last_t), since), record.get("e"), record.get("s")
-            rows += [(run_id, name, float(value) if value.__class__ is str else value, epoch, step,
-                      at) for name, value in record["m"].items()]
-            continue
-        if record.get("v", 1) > JOURNAL_VERSION:
-            raise StoreError(f"run {run_id} was logged by a newer lab_logger (journal version "
-                             f"{record['v']}, known are up to {JOURNAL_VERSION}): update AI-Lab")
-        values = record.get("set", {})
-        if part and "resume" in record:
-            parts[part], since = record["resume"], record["resume"].get("at", "")
-            if begun and begun <= values["timestamp"]:
-                values = {name: values.get(name) for name in _STATE}
-        columns.update(values)
-        if "artifact" in record:
-            artifacts.append(record["artifact"])
+    record: dict = {}
+    try:
+        for record in records:
+            last_t = record.get("t", last_t)
+            if "m" in record:                     # no earlier than its part, whatever the clock did
+                at, epoch, step = max(utc(last_t), since), record.get("e"), record.get("s")
+                rows += [(run_id, name, float(value) if value.__class__ is str else value, epoch,
+                          step, at) for name, value in record["m"].items()]
+                continue
+            if record.get("v", 1) > JOURNAL_VERSION:
+                raise StoreError(
+                    f"run {run_id} was logged by a newer lab_logger (journal version "
+                    f"{record['v']}, known are up to {JOURNAL_VERSION}): update AI-Lab")
+            values = record.get("set", {})
+            if part and "resume" in record:
+                parts[part], since = record["resume"], record["resume"].get("at", "")
+                if begun and begun <= values["timestamp"]:
+                    values = {name: values.get(name) for name in _STATE}
+            columns.update(values)
+            if "artifact" in record:
+                artifacts.append(record["artifact"])
+        if (columns.get("status") or "running") not in STATUSES:
+            raise ValueError(f"status is one of {', '.join(STATUSES)}")
+        float(columns.get("duration_s") or 0)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise TypeError(f"{error}, in {str(record)[:100]}") from error
     if last_t:
         columns["heartbeat_at"] = utc(last_t + ahead_s)
     return columns, artifacts, rows

@@ -315,6 +315,19 @@ def test_a_file_that_is_no_database_is_refused_and_left_untouched(db_path, conte
     assert read_bytes(db_path) == content
 
 
+@pytest.mark.parametrize("mode", ["rw", "ro"])
+@pytest.mark.parametrize("version", [0, lab_logger.SCHEMA_VERSION])
+def test_the_database_of_another_program_is_refused_and_left_untouched(
+        db_path, mode, version, open_it):
+    conn = sqlite3.connect(db_path)
+    conn.executescript(f"CREATE TABLE customers (name); PRAGMA user_version = {version}")
+    conn.close()
+    before = read_bytes(db_path)
+    with pytest.raises(lab_logger.StoreError, match="the database of another program"):
+        open_it(db_path, mode)
+    assert read_bytes(db_path) == before
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc")
 def test_a_store_that_cannot_be_used_is_closed_again(db_path):
     with open(db_path, "wb") as file:

@@ -331,6 +331,10 @@ def test_journal_of_a_newer_version_is_kept_and_said_so(db_path):
         b'{"t":1,"set":{"note":[1]}}',
         b'{"t":1,"m":{"a":' + b"9" * 400 + b"}}",
         b'{"v":"x","set":{}}',
+        b'{"t":NaN,"m":{"a":1}}',
+        b'{"t":1,"m":{"a":"high"}}',
+        b'{"t":1,"set":{"status":"weird"}}',
+        b'{"t":1,"set":{"duration_s":"long"}}',
     ],
 )
 def test_lines_that_no_store_can_hold_are_a_value_error_and_leave_nothing(db_path, line):

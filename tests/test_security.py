@@ -671,6 +671,17 @@ def test_the_server_connects_to_nothing_that_a_run_or_a_request_names(lab, api):
             canary.accept()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows resets in another way")
+@pytest.mark.parametrize("sent", [b"GET /x y z\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"])
+def test_a_client_that_leaves_before_its_refusal_leaves_the_server_quiet(server, api, capfd, sent):
+    for _ in range(10):
+        with socket.create_connection(("127.0.0.1", server.server_port)) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+            client.sendall(sent)
+    assert api("GET", "/health")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_client_that_leaves_while_it_is_answered_leaves_the_server_quiet(server, api, lab, capfd):
     for _ in range(20):
         client = socket.create_connection(("127.0.0.1", server.server_port), timeout=10)
