@@ -1533,6 +1533,17 @@ def parts_of(resumptions_json: str | None) -> list[tuple[str, dict]]:
 # --- Store --------------------------------------------------------------------
 # Connection first, plain data out. No statement runs once per run of a list.
 
+def store_trouble(error: Exception, path: str, name: str) -> str:
+    """Write what the store at `path` says as a sentence, which calls it `name`."""
+    cause = error.__cause__ if isinstance(error, StoreError) else error
+    if not isinstance(cause, (sqlite3.Error, OSError)):
+        return str(error).replace(repr(path), repr(name)).replace(path, name)
+    why = cause.strerror if isinstance(cause, OSError) else cause   # str() names its folder
+    return f"the lab at {name!r} " + (
+        "is busy: try again in a moment" if re.search("locked|busy", str(cause)) else
+        f"cannot be used ({why}): `ailab doctor` says more")
+
+
 def open_store(path: str, mode: str = "ro") -> sqlite3.Connection:
     """Open a lab that is there, with all that processes left behind taken in first if possible."""
     if lab_logger.pending(path) or os.path.exists(path):
@@ -2435,12 +2446,13 @@ def _of_database(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
         columns = [name for name in lab_logger.RUN_COLUMNS if name in held["runs"]]
         point = ", ".join(name if name in held["run_metrics"] else "NULL" for name in _POINT)
         if "run_id" not in columns or "run_id" not in held["run_metrics"]:
-            raise LabError(f"{path!r} is a database, and no lab's: it has no table of runs")
+            raise LabError(f"{path!r} is a database, and no lab's: it has no tables of runs and "
+                           "run_metrics, each with a run_id")
         for row in conn.execute(f"SELECT {', '.join(columns)} FROM runs WHERE {_NAMED} "
                                 "ORDER BY rowid"):
             run = dict(zip(columns, row, strict=True))
             yield run, conn.execute(f"SELECT {point} FROM run_metrics WHERE run_id = ? "
-                                    "ORDER BY id", (run["run_id"],))
+                                    "ORDER BY rowid", (run["run_id"],))
 
 
 def _of_lines(path: str) -> Iterator[tuple[int, Any]]:
@@ -3408,14 +3420,8 @@ class LabServer(ThreadingTCPServer):
 
     def store_problem(self, error: Exception) -> LabError:
         """Turn what the store says into a 503, which names no folder."""
-        path, name = self.store.path, os.path.basename(self.store.path)
-        cause = error.__cause__ if isinstance(error, StoreError) else error
-        if not isinstance(cause, (sqlite3.Error, OSError)):
-            return LabError(str(error).replace(repr(path), repr(name)).replace(path, name), 503)
-        why = cause.strerror if isinstance(cause, OSError) else cause   # str() names its folder
-        why = ("is busy: try again in a moment" if re.search("locked|busy", str(cause)) else
-               f"cannot be used ({why}): `ailab doctor` says more")
-        return LabError(f"the lab at {name!r} {why}", 503)
+        path = self.store.path
+        return LabError(store_trouble(error, path, os.path.basename(path)), 503)
 
     def server_close(self) -> None:
         self.is_over.set()
@@ -4113,10 +4119,13 @@ def check_store(db_path: str, is_whole: bool = False) -> Found:
                          f"{left - len(problems)} still in use")
             if is_whole:
                 yield from check_whole(conn, db_path)
-    except (sqlite3.Error, OSError) as error:
-        yield False, f"the lab at {db_path!r} cannot be used ({error})"
-    except StoreError as error:
-        yield False, str(error)
+    except (sqlite3.Error, OSError, StoreError) as error:
+        text = (str(error) if isinstance(error, StoreError) else
+                f"the lab at {db_path!r} cannot be used ({error})")
+        if "malformed" in text:
+            text += (": put an export, or a copy, in its place, once nothing has it open and its "
+                     "-wal and -shm, which hold changes to this file, are removed")
+        yield False, text
 
 
 def check_whole(conn: sqlite3.Connection, db_path: str) -> Found:
@@ -4315,15 +4324,14 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except SystemExit as end:            # argparse's, or a verb's own check of its usage
         return int(end.code or 0)
-    except sqlite3.Error as error:
-        print(f"ailab: the lab at {args.db!r} cannot be used ({error}): `ailab doctor` says more",
-              file=sys.stderr)
+    except (sqlite3.Error, StoreError) as error:
+        print(f"ailab: {clean(store_trouble(error, args.db, args.db))}", file=sys.stderr)
     except BrokenPipeError:              # the reader had enough: `ailab runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return 130
-    except (LabError, StoreError, OSError) as error:
+    except (LabError, OSError) as error:
         print(f"ailab: {clean(error)}", file=sys.stderr)
     return 1
 

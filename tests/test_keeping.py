@@ -671,3 +671,35 @@ def test_check_of_a_torn_lab_is_a_sentence_and_the_other_checks_go_on(lab, capsy
     out, err = capsys.readouterr()
     assert "fail" in out and "port" in out
     assert "Traceback" not in err
+
+
+def test_a_lab_that_is_locked_is_busy_and_a_damaged_one_has_a_way_out(lab, capsys, monkeypatch):
+    monkeypatch.setattr(ailab, "READ_WAIT_S", 0.1)
+    monkeypatch.setattr(ailab, "WRITE_WAIT_S", 0.1)
+    assert run_cli("export", "--format", "db", "-o", lab.db_path + ".copy") == 0
+    with contextlib.closing(sqlite3.connect(lab.db_path + ".copy")) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        assert run_cli("runs", "--db", lab.db_path + ".copy") == 1
+    assert "is busy: try again in a moment" in capsys.readouterr().err
+    with open(lab.db_path + ".copy", "r+b") as file:
+        file.seek(100)
+        file.write(b"\xff" * 8_000)
+    assert run_cli("runs", "--db", lab.db_path + ".copy") == 1
+    assert "malformed): `ailab doctor` says more" in capsys.readouterr().err
+    assert run_cli("doctor", "--db", lab.db_path + ".copy") == 1
+    assert "put an export, or a copy, in its place" in capsys.readouterr().out
+
+
+def test_a_table_of_points_without_ids_is_taken_in(tmp_path, other, capsys):
+    with contextlib.closing(sqlite3.connect(tmp_path / "plain.db")) as conn:
+        conn.executescript("""
+            CREATE TABLE runs (run_id TEXT, note TEXT); INSERT INTO runs VALUES ('a', 'n');
+            CREATE TABLE run_metrics (run_id TEXT, epoch INTEGER, metric_name TEXT,
+                                      metric_value REAL);
+            INSERT INTO run_metrics VALUES ('a', 1, 'loss', 0.5), ('a', 2, 'loss', 0.25)""")
+    assert run_cli("import", tmp_path / "plain.db", "--db", other) == 0
+    assert [row["metric_value"] for row in table(other, "run_metrics")] == [0.5, 0.25]
+    with contextlib.closing(sqlite3.connect(tmp_path / "half.db")) as conn:
+        conn.execute("CREATE TABLE runs (run_id TEXT)")
+    assert run_cli("import", tmp_path / "half.db", "--db", other) == 1
+    assert "no tables of runs and run_metrics" in capsys.readouterr().err
