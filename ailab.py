@@ -2099,13 +2099,13 @@ def _best(metric_name: str, runs: list[dict], by: str) -> dict | None:
     end = {"best": _END[way]}.get(by, by)
     values = {run_id: metric["value" if by == "final" or not metric["n_points"] else f"{end}_value"]
               for run_id, metric in metrics.items()}
-    finite = {run_id: float(value) for run_id, value in values.items()
-              if value is not None and math.isfinite(float(value))}
-    if not finite:
+    ranked = {run_id: float(value) for run_id, value in values.items()      # as a leaderboard
+              if value is not None and value != "NaN"}
+    if not ranked:
         return None
-    best = min(finite.values()) if way == "minimize" else max(finite.values())
-    held = [run_id for run_id, value in finite.items() if value == best]
-    return {"direction": way, "value": best, "run_ids": held, **{
+    best = min(ranked.values()) if way == "minimize" else max(ranked.values())
+    held = [run_id for run_id, value in ranked.items() if value == best]
+    return {"direction": way, "value": number(best), "run_ids": held, **{
         f"{field}s": {run_id: metrics[run_id].get(f"{end}_{field}") for run_id in held}
         for field in ("epoch", "step")}}
 
