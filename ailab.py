@@ -975,10 +975,7 @@ class Where:
         if token.kind == "word":
             value = int(value.lower() == "true")         # as SQLite stores it
         elif token.kind == "number":
-            if value.isdigit() and int(value) > LAST_ID:
-                raise BadQuery(f"{value[:40]} is more than 64 bits hold: a param of that size is "
-                               "kept as text, in quotes; any other is compared with 1e19", token.at)
-            value = int(value) if value.isdigit() else float(value)
+            value = int(value) if value.isdigit() and int(value) <= LAST_ID else float(value)
             if not math.isfinite(value):
                 raise BadQuery(f"{token.text[:40]!r} is no finite number", token.at)
         kind = "text" if token.kind == "text" else "number"
@@ -1028,6 +1025,10 @@ def _checked_kinds(left: Term, right: Term) -> set[str]:
     if "condition" in kinds or len(kinds - {"param"}) > 1 or kinds == {"param", "time"}:
         raise BadQuery(f"{_A_KIND[left.kind]} is compared with {_A_KIND[right.kind]}: "
                        "compare numbers with numbers, and text with text in quotes", right.at)
+    digits = right.constant if kinds == {"param", "number"} and right.constant else ""
+    if digits.isdigit() and int(digits) > LAST_ID:
+        raise BadQuery(f"{digits[:40]} is more than 64 bits hold: a param that large is kept as "
+                       "text, so give it in quotes", right.at)
     if left.inner == "r.status" and right.constant not in (None, *lab_logger.STATUSES):
         raise BadQuery(f"there is no status {right.constant[:40]!r}: give one of "
                        + ", ".join(lab_logger.STATUSES), right.at)
@@ -1824,6 +1825,27 @@ def number(value: Any) -> float | str:
     return "NaN"
 
 
+def encode(answer: Any) -> bytes:
+    """Write an answer as strict JSON, once for the API and the command line."""
+    try:
+        text = json.dumps(answer, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        return text.encode()
+    except (ValueError, TypeError, RecursionError):      # what only plain SQL can have put there
+        return json.dumps(_plain(answer), allow_nan=False, separators=(",", ":")).encode()
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    if isinstance(value, dict) and depth < 100:
+        return {str(_plain(key)): _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list) and depth < 100:
+        return [_plain(item, depth + 1) for item in value]
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if isinstance(value, str | int | None) else repr(value)[:lab_logger.MAX_TEXT]
+
+
 def get_run(conn: sqlite3.Connection, run_id: str) -> dict:
     """Give one run as a RunDetail dict. Raises NotFound, Ambiguous."""
     run_id = resolve(conn, run_id)
@@ -2099,13 +2121,13 @@ def _best(metric_name: str, runs: list[dict], by: str) -> dict | None:
     end = {"best": _END[way]}.get(by, by)
     values = {run_id: metric["value" if by == "final" or not metric["n_points"] else f"{end}_value"]
               for run_id, metric in metrics.items()}
-    ranked = {run_id: float(value) for run_id, value in values.items()      # as a leaderboard
-              if value is not None and value != "NaN"}
-    if not ranked:
+    finite = {run_id: float(value) for run_id, value in values.items()
+              if value is not None and math.isfinite(float(value))}
+    if not finite:
         return None
-    best = min(ranked.values()) if way == "minimize" else max(ranked.values())
-    held = [run_id for run_id, value in ranked.items() if value == best]
-    return {"direction": way, "value": number(best), "run_ids": held, **{
+    best = min(finite.values()) if way == "minimize" else max(finite.values())
+    held = [run_id for run_id, value in finite.items() if value == best]
+    return {"direction": way, "value": best, "run_ids": held, **{
         f"{field}s": {run_id: metrics[run_id].get(f"{end}_{field}") for run_id in held}
         for field in ("epoch", "step")}}
 
@@ -2119,8 +2141,8 @@ def leaderboard(conn: sqlite3.Connection, given: dict[str, Any]) -> list[dict]:
     is_ascending = given["order"] == "asc" or (given["order"] == "best" and way == "minimize")
     if hint := _unknown(conn, "metrics", name):
         raise NotFound(hint)
-    query = query_of(conn, {**given, "sort": f"metrics.{name}",
-                            "order": "asc" if is_ascending else "desc"})
+    query = query_of(conn, given)
+    query.sort, query.is_ascending = f"metrics.{name}", is_ascending
     runs = list_runs(conn, query, limit=given["top_k"], has_rest=False)
     if query.by == "final":
         found = _ranked(conn, [run["run_id"] for run in runs], query)
@@ -2331,7 +2353,10 @@ def compact(conn: sqlite3.Connection) -> None:
 
 @contextlib.contextmanager
 def replaced(path: str) -> Iterator[str]:
-    """Give a name to write to, which becomes `path` at the end, or nothing where that fails."""
+    """Give a name to write to, which becomes `path` at the end, or nothing where that fails.
+
+    Nor while SQLite keeps a log beside it: the changes in it would be taken for the new file's.
+    """
     part = f"{path}.{os.getpid()}.part"
     if os.path.exists(path) and not os.path.isfile(path):
         raise LabError(f"{path!r} is no file: name one, or - for stdout")
@@ -2343,6 +2368,9 @@ def replaced(path: str) -> Iterator[str]:
         yield part
         with open(part, "rb+") as file:  # else a power cut may leave the name without the bytes
             os.fsync(file.fileno())
+        for log in filter(os.path.exists, own_files(path)[1:]):
+            raise LabError(f"{path!r} cannot be replaced while {log!r} is there: end what has it "
+                           "open, or name another file")
         os.replace(part, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -2350,23 +2378,14 @@ def replaced(path: str) -> Iterator[str]:
 
 
 def check_target(conn: sqlite3.Connection, path: str, kind: str) -> None:
-    """Raise LabError where an export to `path` would take more away than an older export.
-
-    A database is replaced only by one that has all its runs, and never while it has a log beside
-    it: SQLite would take the changes in that for changes to the new file.
-    """
-    for log in own_files(path)[1:]:
-        if os.path.exists(log):
-            raise LabError(f"{path!r} cannot be replaced while {log!r} is there: end what has it "
-                           "open, or name another file")
+    """Raise LabError where `path` is a database, unless its copy has all the runs of it."""
     if not _is_database(path):
         return
-    try:
-        with contextlib.closing(_open_file(path)) as old:
-            held = set(old.execute("SELECT run_id FROM runs"))
-    except sqlite3.Error:
-        held = {("",)}
-    if kind != "db" or held - set(conn.execute("SELECT run_id FROM runs")):
+    ids, is_older = "SELECT run_id FROM runs", False
+    with (contextlib.suppress(sqlite3.Error),            # immutable: so it leaves no log there
+          contextlib.closing(_open_file(path, "immutable=1")) as old):
+        is_older = set(old.execute(ids)) <= set(conn.execute(ids))
+    if kind != "db" or not is_older:
         raise LabError(f"{path!r} is a database and no older copy of this lab: name another file")
 
 
@@ -2434,8 +2453,8 @@ def _is_database(path: str) -> bool:
         return file.read(16) == b"SQLite format 3\0"
 
 
-def _open_file(path: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(os.fsencode(os.path.abspath(path)))}?mode=ro", uri=True)
+def _open_file(path: str, how: str = "mode=ro") -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(os.fsencode(os.path.abspath(path)))}?{how}", uri=True)
 
 
 def _of_database(path: str) -> Iterator[tuple[dict, Iterator[tuple]]]:
@@ -2578,27 +2597,6 @@ def index_problems(conn: sqlite3.Connection, path: str) -> list[str]:
 
 
 # --- HTTP ---------------------------------------------------------------------
-
-def encode(answer: Any) -> bytes:
-    """Write an answer as strict JSON, once for the API and the command line."""
-    try:
-        text = json.dumps(answer, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-        return text.encode()
-    except (ValueError, TypeError, RecursionError):      # what only plain SQL can have put there
-        return json.dumps(_plain(answer), allow_nan=False, separators=(",", ":")).encode()
-
-
-def _plain(value: Any, depth: int = 0) -> Any:
-    if isinstance(value, dict) and depth < 100:
-        return {str(_plain(key)): _plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list) and depth < 100:
-        return [_plain(item, depth + 1) for item in value]
-    if isinstance(value, float):
-        return number(value)
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value if isinstance(value, str | int | None) else repr(value)[:lab_logger.MAX_TEXT]
-
 
 @dataclass(eq=False)
 class Connection:

@@ -10,7 +10,7 @@ from conftest import ROOT
 MODULES = ("lab_logger.py", "ailab.py", "agent.py")
 # Lines in all. The aims are 999, 1,500 and 900, and no file meets its own: these only keep them
 # from growing unseen, and are lowered with each file that shrinks.
-LIMITS = {"lab_logger.py": 2048, "ailab.py": 4340, "agent.py": 2_450}
+LIMITS = {"lab_logger.py": 2048, "ailab.py": 4338, "agent.py": 2_450}
 TOP_LEVEL = {
     "ailab.py", "lab_logger.py", "agent.py", "examples", "static", "tests", "pyproject.toml",
     "README.md", "LICENSE", "CHANGELOG.md", ".env.example", ".gitignore", ".ci"}

@@ -237,7 +237,8 @@ def test_points_of_a_run_that_stays_out_go_to_no_other(tmp_path, other, name):
                          "'banana' of 'a'"),
     ("timestamp", "yesterday", "timestamp is not a time such as 2026-11-01T09:30:00.000000Z in 2 "
                                "runs, as 'yesterday'"),
-    ("ended_at", 5, "Z in 2 runs, as 5 of 'a'"),
+    ("ended_at", 5, "ended_at is not a time such as 2026-11-01T09:30:00.000000Z in 2 runs, as 5 of "
+                    "'a'"),
     ("heartbeat_at", "2026-13-45", "heartbeat_at is not a time"),
     ("duration_s", "long", "duration_s is not a number"),
     ("params_json", "[1]", "params_json is not a JSON object in 2 runs, as '[1]' of 'a'"),
@@ -262,7 +263,7 @@ def test_value_that_no_lab_writes_is_taken_in_and_told(
     assert [line[:4] for line in capsys.readouterr().out.splitlines() if told in line] == ["warn"]
 
 
-@pytest.mark.parametrize("text", ["2026-11-26T00:30:00+02:00", "2026-11-25 22:30", 
+@pytest.mark.parametrize("text", ["2026-11-26T00:30:00+02:00", "2026-11-25 22:30",
                                   "2026-11-25T22:30Z"])
 def test_times_are_taken_in_in_the_spelling_that_sorts(tmp_path, other, capsys, text):
     path = write_lines(tmp_path / "x.jsonl", {"run": {"run_id": "a", "timestamp": text,

@@ -182,7 +182,8 @@ def test_where_compares_a_param_as_the_number_or_text_it_is(kept, where, names):
     ("params.seed = '18446744073709551615'", ["huge"]),
     ("params.clip > 0.5", ["long", "large"]), ("params.clip < 0", ["huge"]),
     ("params.clip is null and params.seed is not null", ["nan"]),
-    ("params.clip != 1 and params.seed is not null", ["large", "huge"])])
+    ("params.clip != 1 and params.seed is not null", ["large", "huge"]),
+    ("params.seed > 1e19 or metrics.\"val/acc\" > 18446744073709551616", ["odd_inf"])])
 def test_where_compares_large_whole_numbers_and_infinities_as_numbers(kept, odd_lab, where, names):
     for name, seed, clip in (("long", 1234567890123456789, 1), ("large", 2**63 - 1, "Infinity"),
                              ("huge", str(2**64 - 1), "-Infinity"), ("nan", 1, "NaN")):
