@@ -13,13 +13,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 
 import joblib
 import numpy as np
 import pytest
 from conftest import ROOT
-from processes import TOKEN, LabServer
+from processes import TOKEN, LabServer, rows, wait_until
 from sklearn.datasets import load_iris
 from sklearn.linear_model import SGDClassifier
 from sklearn.metrics import hinge_loss, log_loss
@@ -60,14 +59,6 @@ def run(project, script, *arguments, before=""):
     return job.returncode, stdout, stderr
 
 
-def rows(db_path, sql, *values):
-    conn = sqlite3.connect(db_path)
-    try:
-        return conn.execute(sql, values).fetchall()
-    finally:
-        conn.close()
-
-
 def living(group):
     """Commands of the processes of a process group that still run; a zombie does not."""
     found = []
@@ -82,13 +73,6 @@ def living(group):
         if int(pgid) == group and state not in "ZX":
             found.append(command)
     return found
-
-
-def wait_until(condition, limit_s=30):
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 # --- run.py -------------------------------------------------------------------------
@@ -452,9 +436,9 @@ def start_sweep_on(project, cluster, db_path, n_epochs):
     job = start(project, "sweep.py", *on(cluster, "--models", "perceptron", "--dataset", "digits",
                                          "--seeds", "0", "1", "--n_epochs", str(n_epochs)))
     query = "SELECT pid FROM runs JOIN run_metrics USING (run_id) WHERE status = 'running'"
-    wait_until(lambda: os.path.exists(db_path) and rows(
+    begun = wait_until(lambda: os.path.exists(db_path) and rows(
         db_path, "SELECT 1 FROM sqlite_master WHERE name = 'run_metrics'") and rows(db_path, query))
-    return job, rows(db_path, query)[0][0]
+    return job, begun[0][0]
 
 
 def test_a_run_whose_dask_worker_dies_is_trained_again_by_another(project, cluster, db_path):
